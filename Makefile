@@ -1,0 +1,39 @@
+# Thin on purpose: what a target does is in deploy/tools/, one small script each.
+.DEFAULT_GOAL := help
+.PHONY: help run stop test bench fuzz sim fmt lint docs deny
+
+# Settings of single targets, given as `make TARGET NAME=value`.
+export FILE PORT ADMIN_PORT SEED SEEDS TRACE ARGS FUZZ_SECONDS
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+run: ## build, start a broker, send a file through it and compare (FILE=, PORT=, ADMIN_PORT=)
+	@sh deploy/tools/run.sh
+
+stop: ## end the broker that `make run` left running
+	@sh deploy/tools/stop.sh
+
+test: ## formatting, lints, documentation, every test: what must pass before a change is merged
+	@sh deploy/tools/test.sh
+
+bench: ## the load generator against a broker of its own (ARGS="run --help" lists what there is)
+	@sh deploy/tools/bench.sh
+
+fuzz: ## every fuzz target, FUZZ_SECONDS=300 each (installs cargo-fuzz)
+	@sh deploy/tools/fuzz.sh
+
+sim: ## replay one seed of the simulator (SEED=n), or a range (SEEDS=0..500); TRACE=1 tells all
+	@sh deploy/tools/sim.sh
+
+fmt: ## format the Rust code
+	@. deploy/tools/common.sh && cargo fmt --all
+
+lint: ## clippy with warnings as errors; shellcheck where it is installed
+	@sh deploy/tools/lint.sh
+
+docs: ## the book and the API documentation (installs mdbook)
+	@sh deploy/tools/docs.sh
+
+deny: ## licences, bans and sources of all dependencies (installs cargo-deny)
+	@sh deploy/tools/deny.sh

@@ -1,0 +1,127 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Latency and throughput of a Corelog broker, against what its machine could do.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run workloads, interleaved, and print a table.
+    Run(RunArguments),
+    /// Measure the device and loopback TCP without a broker.
+    Limits(LimitsArguments),
+    /// Compare two reports; ends with 1 if the second is worse.
+    Compare(CompareArguments),
+}
+
+/// Where things run.
+#[derive(Clone, Debug, Args)]
+pub struct PlaceArguments {
+    /// Folder on the file system under test; data goes into a folder of its own there, which is removed.
+    /// Default: where this program is.
+    #[arg(long, value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+    /// Processor of the broker.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub broker_cpu: usize,
+    /// Processor of the generator.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub generator_cpu: usize,
+    /// Pin nothing.
+    #[arg(long)]
+    pub no_pin: bool,
+    /// Run both sides before ordinary processes (round robin; needs root).
+    #[arg(long)]
+    pub real_time: bool,
+    /// Let fio measure the device too.
+    #[arg(long)]
+    pub fio: bool,
+}
+
+/// What sends the load.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Driver {
+    /// The wire protocol itself, with batches that are encoded once: measures the broker.
+    #[default]
+    Raw,
+    /// The client library, as applications have it.
+    Client,
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArguments {
+    /// Scenario files: see bench/workloads.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// How often each is run; the workloads take turns.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// How often a repeat that others disturb is tried; the least disturbed try is kept, invalid ones always.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts: u32,
+    /// The broker to start. Default: `corelog` beside this program.
+    #[arg(long, value_name = "FILE", conflicts_with = "bootstrap")]
+    pub broker_bin: Option<PathBuf>,
+    /// One more argument of `corelog dev`.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true, conflicts_with = "bootstrap")]
+    pub broker_arg: Vec<String>,
+    /// Use the broker that listens here.
+    #[arg(long, value_name = "ADDRESS")]
+    pub bootstrap: Option<SocketAddr>,
+    /// Its process, if it runs here, to be watched.
+    #[arg(long, value_name = "PID", requires = "bootstrap")]
+    pub broker_pid: Option<u32>,
+    /// What sends the load.
+    #[arg(long, value_enum, default_value_t)]
+    pub driver: Driver,
+    /// Seconds of warm-up, instead of the workload's.
+    #[arg(long, value_name = "SECONDS")]
+    pub warm_up: Option<f64>,
+    /// Seconds that are measured, instead of the workload's.
+    #[arg(long, value_name = "SECONDS")]
+    pub measured: Option<f64>,
+    /// Write everything here as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Where.
+    #[command(flatten)]
+    pub place: PlaceArguments,
+}
+
+/// Arguments of `limits`.
+#[derive(Clone, Debug, Args)]
+pub struct LimitsArguments {
+    /// Bytes of each write; may be given several times.
+    #[arg(long, value_name = "BYTES", default_values_t = [4096, 16_384, 65_536, 262_144, 1 << 20, 4 << 20])]
+    pub bytes: Vec<usize>,
+    /// Seconds for each.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    pub seconds: f64,
+    /// Where.
+    #[command(flatten)]
+    pub place: PlaceArguments,
+}
+
+/// Arguments of `compare`.
+#[derive(Clone, Debug, Args)]
+pub struct CompareArguments {
+    /// What `run --json` wrote before.
+    pub before: PathBuf,
+    /// What it wrote after.
+    pub after: PathBuf,
+    /// Share by which a median may be worse.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
+    pub tolerance: f64,
+}

@@ -1,0 +1,174 @@
+//! The broker under test: started on an empty directory and a processor of its own, or named by the asker.
+//!
+//! Called by `run`. Invariants: what was started here is ended here, by its process id, even after an error; its data is
+//! removed. A port that others listen on cannot be taken for ours, because the broker chooses a free one and says which.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+
+use crate::error::{Doing, Error, Result};
+use crate::pin::ThreadPlace;
+
+/// How long a start or a stop may take.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// How to start a broker.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The program.
+    pub program: PathBuf,
+    /// More arguments.
+    pub arguments: Vec<String>,
+    /// In which its data directory is made.
+    pub folder: PathBuf,
+    /// Where and how urgently it runs.
+    pub place: ThreadPlace,
+}
+
+/// A broker that runs.
+#[derive(Debug)]
+pub struct Broker {
+    child: Child,
+    data: PathBuf,
+    address: SocketAddr,
+    command: String,
+    start_took: Duration,
+}
+
+/// What a broker writes when it is ready.
+#[derive(Deserialize)]
+struct Ready {
+    address: SocketAddr,
+    pid: u32,
+}
+
+impl Broker {
+    /// Starts a broker in an empty directory and waits until it is ready.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] if it ends instead; the end of its log is in the message.
+    pub fn start(start: &Start) -> Result<Self> {
+        let data = start.folder.join(format!("corelog-bench-{}", std::process::id()));
+        if data.exists() {
+            return Err(Error::Setup(format!("{} is not empty; remove it", data.display())));
+        }
+        std::fs::create_dir_all(&data).doing(|| format!("making {}", data.display()))?;
+        let log = data.join("broker.log");
+        let file = File::create(&log).doing(|| format!("making {}", log.display()))?;
+        let errors = file.try_clone().doing(|| "duplicating a descriptor".to_owned())?;
+        let data_dir = data.join("data");
+        let mut command = Command::new(&start.program);
+        command.arg("dev").arg("--data-dir").arg(&data_dir).args(["--port", "0", "--admin-port", "0"]);
+        command.args(&start.arguments).stdin(Stdio::null()).stdout(file).stderr(errors);
+        let line = format!("{command:?}").replace('"', "");
+        let began = Instant::now();
+        let child = match spawn(command, start) {
+            Ok(child) => child,
+            Err(error) => {
+                remove(&data);
+                return Err(error);
+            }
+        };
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut broker = Self { child, data, address, command: line, start_took: Duration::ZERO };
+        broker.await_ready(&data_dir.join("ready.json"), &log, began)?;
+        Ok(broker)
+    }
+
+    fn await_ready(&mut self, ready: &Path, log: &Path, began: Instant) -> Result<()> {
+        loop {
+            if let Ok(text) = std::fs::read_to_string(ready) {
+                let ready: Ready = serde_json::from_str(&text)
+                    .map_err(|error| Error::Peer(format!("ready.json says {text:?}: {error}")))?;
+                if ready.pid != self.child.id() {
+                    return Err(Error::Setup(format!("process {} is ready, not ours", ready.pid)));
+                }
+                self.address = ready.address;
+                self.start_took = began.elapsed();
+                return Ok(());
+            }
+            let ended = self.child.try_wait().doing(|| "waiting for the broker".to_owned())?;
+            if ended.is_some() || began.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let tail: Vec<&str> = log.lines().rev().take(20).collect();
+                let tail: Vec<&str> = tail.into_iter().rev().collect();
+                return Err(Error::Setup(format!("the broker did not start:\n{}", tail.join("\n"))));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it was started.
+    #[must_use]
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
+    /// How long it took to be ready.
+    #[must_use]
+    pub const fn start_took(&self) -> Duration {
+        self.start_took
+    }
+
+    /// Ends it as an operator would, and removes its data.
+    ///
+    /// # Errors
+    /// [`Error::System`]; [`Error::Peer`] if it had to be killed.
+    pub fn stop(mut self) -> Result<()> {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                .doing(|| "telling the broker to stop".to_owned())?;
+        }
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            if self.child.try_wait().doing(|| "waiting for the broker".to_owned())?.is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Err(Error::Peer(format!("did not stop within {PATIENCE:?} and was killed")))
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        // Ended already, or there is nothing more that could be done.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        remove(&self.data);
+    }
+}
+
+fn remove(data: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(data) {
+        eprintln!("warning: {} could not be removed: {error}", data.display());
+    }
+}
+
+/// Starts it from a thread that has the affinity and the priority which the process inherits.
+fn spawn(mut command: Command, start: &Start) -> Result<Child> {
+    let place = start.place;
+    let program = start.program.clone();
+    let spawned = std::thread::spawn(move || {
+        place.take()?;
+        command.spawn().doing(|| format!("starting {}", program.display()))
+    });
+    spawned.join().unwrap_or_else(|_| Err(Error::Setup("the starting thread ended".to_owned())))
+}

@@ -1,0 +1,227 @@
+//! Corelog through its client library, as an application has it: batching, retries and idempotence included.
+//!
+//! Called by `run` with `--driver client`. A request is a workload's records, taken one by one; it is answered when all of
+//! them are acknowledged. Invariant: a producer's records of a partition are taken in the order of their sequences.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use corelog_client::{Client, Partitioner, Producer, RecordRef, Ticket};
+use corelog_wire::message;
+use tokio::sync::Mutex;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::task::LocalSet;
+
+use crate::check::Ledger;
+use crate::error::{Doing, Error, Result};
+use crate::measure::nanoseconds;
+use crate::payload::{MARK_BYTES, Mark};
+use crate::pin;
+use crate::schedule::{Random, Schedule};
+use crate::tally::{Outcome, Plan, Tally, Window};
+use crate::workload::{Acks, Load, Workload};
+
+/// Drives a workload; gives what happened and what each producer was told.
+///
+/// # Errors
+/// [`Error::System`]; [`Error::Peer`] if the topic cannot be reached.
+pub fn drive(
+    address: SocketAddr,
+    topic: &str,
+    run: u64,
+    workload: &Workload,
+    plan: &Plan,
+    window: &mut dyn Window,
+) -> Result<(Outcome, Vec<Ledger>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .doing(|| "starting a runtime".to_owned())?;
+    let local = LocalSet::new();
+    local
+        .block_on(&runtime, async {
+            let mut producers = Vec::new();
+            for number in 0..workload.load.connections() {
+                producers.push(Rc::new(producer(address, topic, number, workload).await?));
+            }
+            let world = Rc::new(World {
+                run,
+                start: Instant::now(),
+                per_request: workload.records.per_request,
+                partitions: workload.topic.partitions,
+                tally: RefCell::new(Tally::new(plan)),
+                producers,
+            });
+            match plan.load {
+                Load::Closed { in_flight, .. } => {
+                    for lane in
+                        world.producers.iter().cycle().take(world.producers.len() * in_flight as usize)
+                    {
+                        tokio::task::spawn_local(closed_loop(Rc::clone(&world), Rc::clone(lane)));
+                    }
+                }
+                Load::Open { rate, arrival, .. } => {
+                    let schedule = Schedule::new(rate, arrival, plan.seed);
+                    let due = pace(schedule, world.start, plan.warm_up + plan.measured);
+                    tokio::task::spawn_local(open_loop(Rc::clone(&world), due));
+                }
+            }
+            world.watch(window).await;
+            Ok::<_, Error>(world)
+        })
+        .map(|world| {
+            // What still waits is dropped with its runtime, so that nobody else holds the accounts.
+            drop(local);
+            world.finish(plan)
+        })
+}
+
+async fn producer(address: SocketAddr, topic: &str, number: u32, workload: &Workload) -> Result<Lane> {
+    let peer = |error: corelog_client::Error| Error::Peer(error.to_string());
+    let client = Client::connect(&address.to_string()).await.map_err(peer)?;
+    let acks = match workload.load.acks() {
+        Acks::Leader => message::Acks::Leader,
+        Acks::All => message::Acks::All,
+    };
+    let producer = client.producer(topic).acks(acks).auto_create(false).partitioner(Partitioner::Sticky);
+    let mut value = vec![0; workload.records.bytes.max(MARK_BYTES)];
+    Random::new(workload.seed ^ u64::from(number)).fill(&mut value);
+    let sender = Sender {
+        producer: producer.build().map_err(peer)?,
+        value,
+        partition_next: number % workload.topic.partitions,
+    };
+    Ok(Lane { number, sender: Mutex::new(sender), ledger: RefCell::new(Ledger::new(1)), _client: client })
+}
+
+/// One producer of the load.
+struct Lane {
+    number: u32,
+    /// Locked while a request's records are taken, so that no other's come in between. Waiters are served in order.
+    sender: Mutex<Sender>,
+    ledger: RefCell<Ledger>,
+    _client: Client,
+}
+
+struct Sender {
+    producer: Producer,
+    /// A record's value; its mark is written anew for each.
+    value: Vec<u8>,
+    partition_next: u32,
+}
+
+struct World {
+    run: u64,
+    start: Instant,
+    per_request: u32,
+    partitions: u32,
+    tally: RefCell<Tally>,
+    producers: Vec<Rc<Lane>>,
+}
+
+impl World {
+    /// Sends one request and waits for its acknowledgements.
+    async fn request(&self, lane: &Lane, intended: Option<Duration>) {
+        let sent = self.start.elapsed();
+        let intended = intended.unwrap_or(sent);
+        self.tally.borrow_mut().sent();
+        let (partition, taken, mut refused) = self.take(lane, intended).await;
+        for (sequence, ticket) in taken {
+            match ticket.await {
+                Ok(delivery) => {
+                    let offset = delivery.offset.unwrap_or_default();
+                    lane.ledger.borrow_mut().acknowledged(partition, sequence, offset);
+                }
+                Err(error) => refused = refused.or_else(|| Some(error.to_string())),
+            }
+        }
+        let answered = self.start.elapsed();
+        self.tally.borrow_mut().answered(intended, sent, answered, refused.as_deref());
+    }
+
+    async fn take(&self, lane: &Lane, intended: Duration) -> (u32, Vec<(u64, Ticket)>, Option<String>) {
+        let mut sender = lane.sender.lock().await;
+        let Sender { producer, value, partition_next } = &mut *sender;
+        let partition = *partition_next;
+        *partition_next = (partition + 1) % self.partitions;
+        let mut taken = Vec::with_capacity(self.per_request as usize);
+        for _ in 0..self.per_request {
+            let sequence = lane.ledger.borrow_mut().sent(partition);
+            let mark = Mark {
+                run: self.run,
+                producer: lane.number,
+                partition,
+                sequence,
+                intended_ns: nanoseconds(intended),
+            };
+            value[..MARK_BYTES].copy_from_slice(&mark.encode());
+            let record = RecordRef { partition: Some(partition), ..RecordRef::new(value) };
+            match producer.enqueue_ref(&record).await {
+                Ok(ticket) => taken.push((sequence, ticket)),
+                Err(error) => return (partition, taken, Some(error.to_string())),
+            }
+        }
+        (partition, taken, None)
+    }
+
+    /// Notices the window's edges, until every answer is there or the time is over.
+    async fn watch(&self, window: &mut dyn Window) {
+        loop {
+            let now = self.start.elapsed();
+            let (settled, wait_until, edge) = {
+                let mut tally = self.tally.borrow_mut();
+                tally.pass_edges(now, window);
+                (tally.is_settled(), tally.wait_until(), tally.next_edge())
+            };
+            if settled || now > wait_until {
+                return;
+            }
+            // After the window, answers are looked for a hundred times a second.
+            let after = now > edge.saturating_sub(Duration::from_millis(1)) || edge == wait_until;
+            let pause = if after { Duration::from_millis(10) } else { edge.saturating_sub(now) };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn finish(&self, plan: &Plan) -> (Outcome, Vec<Ledger>) {
+        let tally = self.tally.replace(Tally::new(plan));
+        let ledgers = self.producers.iter().map(|lane| lane.ledger.take());
+        (tally.finish(), ledgers.collect())
+    }
+}
+
+async fn closed_loop(world: Rc<World>, lane: Rc<Lane>) {
+    let send_until = world.tally.borrow().send_until();
+    while world.start.elapsed() < send_until {
+        world.request(&lane, None).await;
+    }
+}
+
+async fn open_loop(world: Rc<World>, mut due: UnboundedReceiver<Duration>) {
+    let mut lanes = world.producers.iter().cycle();
+    while let (Some(intended), Some(lane)) = (due.recv().await, lanes.next()) {
+        let (world, lane) = (Rc::clone(&world), Rc::clone(lane));
+        tokio::task::spawn_local(async move { world.request(&lane, Some(intended)).await });
+    }
+}
+
+/// Says when requests are due, from a thread of its own: the runtime's timer counts in milliseconds.
+fn pace(schedule: Schedule, start: Instant, send_until: Duration) -> UnboundedReceiver<Duration> {
+    let (say, due) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        // A blunt timer only makes the send delay longer, which is measured.
+        drop(pin::sharp_timers());
+        for intended in schedule.take_while(|&intended| intended < send_until) {
+            let ahead = intended.saturating_sub(start.elapsed());
+            if !ahead.is_zero() {
+                std::thread::sleep(ahead);
+            }
+            if say.send(intended).is_err() {
+                return;
+            }
+        }
+    });
+    due
+}

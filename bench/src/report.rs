@@ -1,0 +1,317 @@
+//! What is said of the runs: tables for people (Markdown, so that they can be pasted), JSON for programs.
+//!
+//! Called by `main`. Invariants: a table says the median and the spread of the repeats; rows name their durability class;
+//! what is marked is said under the table.
+
+use std::fmt::{self, Write as _};
+
+use serde::Serialize;
+
+use crate::limits::Loopback;
+use crate::machine::{Machine, microseconds};
+use crate::measure::Latencies;
+use crate::run::RunResult;
+use crate::workload::Workload;
+
+/// Version of the JSON's layout: raised when a field changes its meaning or goes.
+pub const SCHEMA: &str = "corelog-bench/1";
+
+/// Everything that was measured in one call.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// The command line.
+    pub command: Vec<String>,
+    /// Where.
+    pub machine: Machine,
+    /// Loopback TCP, from the generator's processor to the broker's.
+    pub loopback: Option<Loopback>,
+    /// What was run.
+    pub workloads: Vec<Workload>,
+    /// Each repeat of each workload, in the order in which they ran.
+    pub runs: Vec<RunResult>,
+}
+
+/// Median, least and most of the repeats.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Spread {
+    /// Of these values; none if there are none.
+    #[must_use]
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (&min, &max) = (values.first()?, values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Self { median, min, max })
+    }
+
+    /// The middle one.
+    #[must_use]
+    pub const fn median(self) -> f64 {
+        self.median
+    }
+
+    /// The least.
+    #[must_use]
+    pub const fn min(self) -> f64 {
+        self.min
+    }
+
+    /// The most.
+    #[must_use]
+    pub const fn max(self) -> f64 {
+        self.max
+    }
+
+    fn cell(spread: Option<Self>, digits: usize) -> String {
+        let Some(Self { median, min, max }) = spread else { return "-".to_owned() };
+        let number = |value: f64| grouped(value, digits);
+        if number(min) == number(max) {
+            return number(median);
+        }
+        format!("{} [{}-{}]", number(median), number(min), number(max))
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&Self::cell(Some(*self), f.precision().unwrap_or_default()))
+    }
+}
+
+/// A number with its thousands apart.
+fn grouped(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$}");
+    let (whole, fraction) = text.split_once('.').map_or((&text[..], None), |(w, f)| (w, Some(f)));
+    let mut out = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) && !out.ends_with('-') {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    if let Some(fraction) = fraction {
+        out.push('.');
+        out.push_str(fraction);
+    }
+    out
+}
+
+impl Report {
+    /// The whole text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for line in self.machine.lines() {
+            _ = writeln!(text, "{line}");
+        }
+        if let Some(loopback) = &self.loopback {
+            _ = writeln!(
+                text,
+                "loopback   {} MB/s one stream; 64 B round trip p50 {} us, p99 {} us",
+                grouped(loopback.mb_per_second, 0),
+                microseconds(loopback.round_trip_p50_ns),
+                microseconds(loopback.round_trip_p99_ns)
+            );
+        }
+        _ = writeln!(
+            text,
+            "\nMedian [least-most] of the repeats; latencies in microseconds, from the intended time.\n"
+        );
+        text.push_str(&table(&FIGURES, &self.rows(Self::figures)));
+        _ = writeln!(text, "\nAudit: what the device and the processors did meanwhile.\n");
+        text.push_str(&table(&AUDIT, &self.rows(Self::audit)));
+        text.push('\n');
+        for (workload, runs) in self.by_workload() {
+            let valid = runs.iter().filter(|run| run.is_valid());
+            let (count, records) =
+                valid.fold((0, 0), |(count, records), run| (count + 1, records + run.verdict.acknowledged));
+            _ = writeln!(
+                text,
+                "{}: {count} of {} runs valid: {records} acknowledged records read once, in order",
+                workload.name,
+                runs.len()
+            );
+            for run in runs {
+                for mark in &run.marks {
+                    _ = writeln!(text, "  repeat {}: {mark}", run.repeat + 1);
+                }
+            }
+        }
+        text
+    }
+
+    /// Whether every run may be reported.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.runs.iter().all(RunResult::is_valid)
+    }
+
+    fn by_workload(&self) -> impl Iterator<Item = (&Workload, Vec<&RunResult>)> {
+        self.workloads.iter().map(|workload| {
+            (workload, self.runs.iter().filter(|run| run.workload == workload.name).collect())
+        })
+    }
+
+    fn rows(&self, row: fn(&Workload, &[&RunResult]) -> Vec<String>) -> Vec<Vec<String>> {
+        self.by_workload()
+            .filter(|(_, runs)| !runs.is_empty())
+            .map(|(workload, runs)| row(workload, &runs))
+            .collect()
+    }
+
+    fn figures(workload: &Workload, runs: &[&RunResult]) -> Vec<String> {
+        let each = |of: fn(&RunResult) -> Option<f64>, digits| {
+            Spread::cell(Spread::of(runs.iter().filter_map(|run| of(run))), digits)
+        };
+        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a latency")]
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let latency = |of: fn(&RunResult) -> Option<u64>| {
+            Spread::cell(Spread::of(runs.iter().filter_map(|run| of(run)).map(us)), 0)
+        };
+        let mut merged = Latencies::default();
+        for run in runs {
+            merged.merge(&run.latencies);
+        }
+        let tail = crate::measure::Percentile::P99_9.of(&merged.response);
+        vec![
+            workload.name.clone(),
+            workload.load.line(),
+            runs.first().map_or("", |run| run.class).to_owned(),
+            each(|run| Some(run.mb_per_second), 1),
+            each(|run| Some(run.records_per_second), 0),
+            latency(|run| run.response.p50),
+            latency(|run| run.response.p99),
+            microseconds(tail),
+            each(|run| run.device_same.as_ref().map(|device| device.mb_per_second), 0),
+            each(|run| run.fio_same.as_ref().map(|fio| fio.mb_per_second), 0),
+            runs.len().to_string(),
+        ]
+    }
+
+    fn audit(workload: &Workload, runs: &[&RunResult]) -> Vec<String> {
+        let each = |of: &dyn Fn(&RunResult) -> Option<f64>, digits| {
+            Spread::cell(Spread::of(runs.iter().filter_map(|run| of(run))), digits)
+        };
+        #[expect(clippy::cast_precision_loss, reason = "counts of a run")]
+        let float = |number: u64| number as f64;
+        let requests = |run: &RunResult| run.requests_per_second * run.audit.seconds;
+        vec![
+            workload.name.clone(),
+            each(&|run| Some(run.requests_per_second), 0),
+            each(&|run| run.audit.device.map(|device| float(device.flushes) / run.audit.seconds), 0),
+            each(&|run| run.acks_per_flush, 1),
+            each(&|run| run.device_same.as_ref().map(|same| float(same.bytes as u64) / 1024.0), 0),
+            each(&|run| run.write_amplification, 2),
+            each(&|run| run.audit.broker_cpu_s.map(|cpu| cpu * 1e6 / requests(run)), 1),
+            each(&|run| run.audit.broker_cpu_s.map(|cpu| cpu * 100.0 / run.audit.seconds), 0),
+            each(&|run| Some(run.audit.generator_cpu_s * 100.0 / run.audit.seconds), 0),
+            each(&|run| Some(run.audit.others_cpu_s * 100.0 / run.audit.seconds), 0),
+            each(&|run| run.audit.broker_rss_peak_bytes.map(|bytes| float(bytes) / 1e6), 0),
+            each(&|run| Some(run.read_back_mb_per_second), 0),
+        ]
+    }
+}
+
+const FIGURES: [&str; 11] = [
+    "workload",
+    "load",
+    "class",
+    "MB/s",
+    "records/s",
+    "p50",
+    "p99",
+    "p99.9 (merged)",
+    "device, same flushes, MB/s",
+    "fio, same, MB/s",
+    "repeats",
+];
+
+const AUDIT: [&str; 12] = [
+    "workload",
+    "requests/s",
+    "flushes/s",
+    "acks/flush",
+    "KiB/flush",
+    "bytes written/payload",
+    "broker us/request",
+    "broker CPU %",
+    "generator CPU %",
+    "others CPU %",
+    "peak RSS MB",
+    "read back MB/s",
+];
+
+/// A Markdown table, aligned for the terminal.
+fn table(titles: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([titles[column].chars().count()]).max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..titles.len()).map(width).collect();
+    let mut text = String::new();
+    let mut line = |cells: &[String]| {
+        for (column, width) in widths.iter().enumerate() {
+            let cell = cells.get(column).map_or("", String::as_str);
+            if column < 1 {
+                _ = write!(text, "| {cell:<width$} ");
+            } else {
+                _ = write!(text, "| {cell:>width$} ");
+            }
+        }
+        text.push_str("|\n");
+    };
+    line(&titles.iter().map(|&title| title.to_owned()).collect::<Vec<_>>());
+    let rules = |column: usize| {
+        let dashes = "-".repeat(widths[column].saturating_sub(1));
+        if column < 1 { format!("{dashes}-") } else { format!("{dashes}:") }
+    };
+    line(&(0..titles.len()).map(rules).collect::<Vec<_>>());
+    for row in rows {
+        line(row);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_a_median_and_the_ends() {
+        let spread = Spread::of([5.0, 1.0, 3.0]).unwrap();
+        assert_eq!(spread, Spread { median: 3.0, min: 1.0, max: 5.0 });
+        assert_eq!(Spread::of([1.0, 2.0]), Some(Spread { median: 1.5, min: 1.0, max: 2.0 }));
+        assert_eq!(Spread::of([]), None);
+        assert_eq!(Spread::cell(Some(spread), 1), "3.0 [1.0-5.0]");
+        assert_eq!(Spread::cell(Spread::of([2.0]), 0), "2");
+        assert_eq!(Spread::cell(None, 0), "-");
+    }
+
+    #[test]
+    fn thousands_are_apart() {
+        assert_eq!(grouped(0.0, 0), "0");
+        assert_eq!(grouped(999.0, 0), "999");
+        assert_eq!(grouped(1_234_567.25, 1), "1,234,567.2");
+        assert_eq!(grouped(-1234.0, 0), "-1,234");
+        assert_eq!(grouped(-123.0, 0), "-123");
+    }
+
+    #[test]
+    fn a_table_is_aligned_markdown() {
+        let text = table(&["a", "long"], &[vec!["xyz".to_owned(), "1".to_owned()]]);
+        assert_eq!(text, "| a   | long |\n| --- | ---: |\n| xyz |    1 |\n");
+    }
+}

@@ -1,0 +1,336 @@
+//! A workload: what a scenario file (`bench/workloads/*.toml`) says, checked.
+//!
+//! Called by `run`. Invariant: a workload that was read can be run; what it leaves open has the defaults written here.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Doing, Error, Result};
+use crate::payload::MARK_BYTES;
+use crate::schedule::Arrival;
+
+/// One scenario.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workload {
+    /// Its name in tables.
+    pub name: String,
+    /// What it shows, in a sentence.
+    pub about: String,
+    /// Makes payloads and arrival times.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// Where it goes.
+    pub topic: Topic,
+    /// What is sent.
+    pub records: RecordShape,
+    /// How it is sent.
+    pub load: Load,
+    /// For how long.
+    #[serde(default)]
+    pub time: Times,
+}
+
+/// The topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Topic {
+    /// Every connection goes round all of them.
+    pub partitions: u32,
+    /// `disk`: flushed before the acknowledgement. `memory`: not.
+    #[serde(default)]
+    pub durability: Durability,
+    /// Other settings.
+    #[serde(default)]
+    pub config: BTreeMap<String, String>,
+}
+
+/// What an acknowledgement stands for: rows of different classes are not compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The device has flushed the record.
+    #[default]
+    Disk,
+    /// The broker has it in memory.
+    Memory,
+}
+
+impl Durability {
+    /// The class's name in tables.
+    #[must_use]
+    pub const fn class(self) -> &'static str {
+        match self {
+            Self::Disk => "flushed",
+            Self::Memory => "memory",
+        }
+    }
+
+    /// The topic setting's value.
+    #[must_use]
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// What a request carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordShape {
+    /// Bytes of a record's value.
+    pub bytes: usize,
+    /// Records of a request, in one batch.
+    #[serde(default = "one_record")]
+    pub per_request: u32,
+    /// Whether producers have an id and sequences, so that the broker refuses duplicates.
+    #[serde(default)]
+    pub idempotent: bool,
+}
+
+/// What a producer waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Acks {
+    /// The leader has it.
+    Leader,
+    /// Every in-sync replica has it.
+    #[default]
+    All,
+}
+
+/// How requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "lowercase", tag = "mode")]
+pub enum Load {
+    /// At intended times that the peer has no influence on.
+    Open {
+        /// Connections; requests go round them.
+        connections: u32,
+        /// Requests a second, of all connections together.
+        rate: f64,
+        /// How they are spread.
+        #[serde(default)]
+        arrival: Arrival,
+        /// What is waited for.
+        #[serde(default)]
+        acks: Acks,
+    },
+    /// The next one when one is answered: shows throughput; its latencies leave out whoever would have come meanwhile.
+    Closed {
+        /// Connections.
+        connections: u32,
+        /// Unanswered requests of each.
+        #[serde(default = "one_record")]
+        in_flight: u32,
+        /// What is waited for.
+        #[serde(default)]
+        acks: Acks,
+    },
+}
+
+impl Load {
+    /// How many connections.
+    #[must_use]
+    pub const fn connections(&self) -> u32 {
+        match *self {
+            Self::Open { connections, .. } | Self::Closed { connections, .. } => connections,
+        }
+    }
+
+    /// What is waited for.
+    #[must_use]
+    pub const fn acks(&self) -> Acks {
+        match *self {
+            Self::Open { acks, .. } | Self::Closed { acks, .. } => acks,
+        }
+    }
+
+    /// For tables.
+    #[must_use]
+    pub fn line(&self) -> String {
+        match *self {
+            Self::Open { connections, rate, arrival, .. } => {
+                let arrival = if arrival == Arrival::Poisson { "Poisson" } else { "constant" };
+                format!("open, {rate}/s {arrival}, {connections} conns")
+            }
+            Self::Closed { connections, in_flight, .. } => {
+                format!("closed, {connections} conns x {in_flight}")
+            }
+        }
+    }
+}
+
+/// How long a run takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Times {
+    /// Idle time after the start of a broker, in which it may write its journal's blocks for the first time.
+    pub settle_s: f64,
+    /// Not counted.
+    pub warm_up_s: f64,
+    /// Counted.
+    pub measured_s: f64,
+    /// How long the last answers may take.
+    pub drain_s: f64,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self { settle_s: 1.0, warm_up_s: 1.0, measured_s: 5.0, drain_s: 30.0 }
+    }
+}
+
+impl Times {
+    /// Idle.
+    #[must_use]
+    pub fn settle(&self) -> Duration {
+        Duration::from_secs_f64(self.settle_s)
+    }
+
+    /// Not counted.
+    #[must_use]
+    pub fn warm_up(&self) -> Duration {
+        Duration::from_secs_f64(self.warm_up_s)
+    }
+
+    /// Counted.
+    #[must_use]
+    pub fn measured(&self) -> Duration {
+        Duration::from_secs_f64(self.measured_s)
+    }
+
+    /// How long the last answers may take.
+    #[must_use]
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs_f64(self.drain_s)
+    }
+}
+
+const fn one() -> u64 {
+    1
+}
+
+const fn one_record() -> u32 {
+    1
+}
+
+impl Workload {
+    /// Reads a scenario file.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] names what is wrong with it.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).doing(|| format!("reading {}", path.display()))?;
+        let workload =
+            Self::parse(&text).map_err(|error| Error::Setup(format!("{}: {error}", path.display())))?;
+        Ok(workload)
+    }
+
+    /// Reads a scenario's text.
+    ///
+    /// # Errors
+    /// [`Error::Setup`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let workload: Self = toml::from_str(text).map_err(|error| Error::Setup(error.to_string()))?;
+        workload.check()?;
+        Ok(workload)
+    }
+
+    fn check(&self) -> Result<()> {
+        let fail = |reason: String| Err(Error::Setup(reason));
+        let Self { topic, records, load, time, .. } = self;
+        if topic.partitions == 0 || load.connections() == 0 {
+            return fail("partitions and connections must be 1 or more".to_owned());
+        }
+        if records.bytes < MARK_BYTES || records.per_request == 0 {
+            return fail(format!(
+                "records.bytes must be {MARK_BYTES} or more, records.per_request 1 or more"
+            ));
+        }
+        match *load {
+            Load::Open { rate, .. } if !(rate > 0.0 && rate <= 1e6) => {
+                return fail(format!("load.rate must be above 0 and at most a million, not {rate}"));
+            }
+            Load::Closed { in_flight: 0, .. } => return fail("load.in_flight must be 1 or more".to_owned()),
+            // The broker remembers the last five batches of a producer in a partition.
+            Load::Closed { in_flight, .. } if records.idempotent && in_flight > 5 * topic.partitions => {
+                return fail("an idempotent producer may have 5 batches in flight to a partition".to_owned());
+            }
+            Load::Open { .. } | Load::Closed { .. } => {}
+        }
+        let within = |seconds: f64, least: f64| (least..=86_400.0).contains(&seconds);
+        if !within(time.settle_s, 0.0)
+            || !within(time.warm_up_s, 0.0)
+            || !within(time.measured_s, 0.1)
+            || !within(time.drain_s, 0.1)
+        {
+            return fail("times must be 0.1 s (settling and warm-up 0) to a day".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN: &str = r#"
+        name = "x"
+        about = "y"
+        [topic]
+        partitions = 2
+        [records]
+        bytes = 100
+        [load]
+        mode = "open"
+        connections = 8
+        rate = 4000.0
+    "#;
+
+    #[test]
+    fn defaults_are_durable_and_open() {
+        let workload = Workload::parse(OPEN).unwrap();
+        assert_eq!(workload.topic.durability, Durability::Disk);
+        assert_eq!(workload.load.acks(), Acks::All);
+        assert_eq!(
+            workload.load,
+            Load::Open { connections: 8, rate: 4000.0, arrival: Arrival::Poisson, acks: Acks::All }
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused() {
+        for (from, to) in [
+            ("bytes = 100", "bytes = 31"),
+            ("partitions = 2", "partitions = 0"),
+            ("connections = 8", "connections = 0"),
+            ("rate = 4000.0", "rate = 0.0"),
+            ("rate = 4000.0", "rate = nan"),
+            ("bytes = 100", "bytes = 100\nper_request = 0"),
+            ("bytes = 100", "byte = 100"),
+            ("\"open\"", "\"half\""),
+        ] {
+            assert!(OPEN.contains(from));
+            assert!(Workload::parse(&OPEN.replace(from, to)).is_err(), "{to}");
+        }
+    }
+
+    #[test]
+    fn the_scenarios_of_the_repository_can_be_run() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let workload = Workload::read(&path).unwrap();
+            assert_eq!(path.file_stem().unwrap().to_str().unwrap(), workload.name);
+            names.push(workload.name);
+        }
+        assert!(names.len() >= 10, "{names:?}");
+    }
+}

@@ -1,0 +1,404 @@
+//! The journal as the shard decides it: what waits, what goes into the next commit, what is proven.
+//!
+//! Called only by `shard`. Two queues: control entries (extents, log starts, removals) go first, since they are what
+//! frees the ring; batches are queued only while the ring has room for them beside a reserve for control entries. Room
+//! is counted from what the two checkpoint slots need, never from what is merely destaged.
+//!
+//! Invariants: `flushed_to <= head`; a proof is handed out once, in order of position, only when every commit before
+//! it is flushed; the ring never holds more than its size between the oldest needed position and the head.
+
+use super::{COMMIT_HEADER_BYTES, Commit, Entry, Position, Session, layout};
+use crate::limits::{BLOCK, COMMIT_BYTES_MAX, COMMITS_IN_FLIGHT_MAX, JOURNAL_RESERVE_SHARE, MIB};
+use crate::log::batch_end;
+use crate::shard::Prewrite;
+use corelog_wire::ids::{Offset, TopicPartition};
+use std::collections::VecDeque;
+
+/// The ring grows into its file by chunks of this size.
+const PREWRITE_BYTES: u64 = MIB;
+
+/// What a flushed commit proves.
+#[derive(Debug, Default)]
+pub struct Proof {
+    /// Where the commit starts.
+    pub at: Position,
+    /// Where it ends.
+    pub end: Position,
+    /// Log ends that are durable now.
+    pub batches: Vec<(TopicPartition, Offset)>,
+    /// Control entries that are durable now.
+    pub control: Vec<Entry>,
+}
+
+/// Where a batch was put.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed {
+    /// The partition.
+    pub tp: TopicPartition,
+    /// Its base offset.
+    pub base: Offset,
+    /// Where its stamp starts.
+    pub position: Position,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    flushed: bool,
+    /// What its header says of the commits before it.
+    says_flushed_to: Position,
+    proof: Proof,
+}
+
+/// The decisions about one shard's journal.
+#[derive(Debug)]
+pub struct Ring {
+    bytes: u64,
+    session: Session,
+    head: Position,
+    flushed_to: Position,
+    /// Flushed commits below this are marked as such by a flushed commit's header.
+    marked_to: Position,
+    /// End of the last commit that holds entries.
+    data_end: Position,
+    /// What each checkpoint slot needs: everything from here on.
+    needed: [Position; 2],
+    control: VecDeque<Entry>,
+    batches: VecDeque<Entry>,
+    pending_bytes: u64,
+    in_flight: VecDeque<InFlight>,
+    prewrite: Option<PrewriteState>,
+    written_in_full: bool,
+    failed: bool,
+}
+
+#[derive(Debug)]
+struct PrewriteState {
+    /// The ring from here to its end has been written.
+    written_from: u64,
+    in_flight: bool,
+}
+
+/// A commit and where it puts its batches.
+#[derive(Debug)]
+pub struct Cut {
+    /// What to write.
+    pub commit: Commit,
+    /// In the order of the commit.
+    pub placed: Vec<Placed>,
+}
+
+impl Ring {
+    /// A journal that goes on at `head` in a session of its own. `needed` is what the checkpoint slots need;
+    /// `prewrite` says that the ring is to be written in full, since it was not yet.
+    #[must_use]
+    pub fn new(bytes: u64, session: Session, head: Position, needed: [Position; 2], prewrite: bool) -> Self {
+        let wanted = prewrite && head.get() < bytes;
+        let prewrite = wanted.then_some(PrewriteState { written_from: bytes, in_flight: false });
+        Self {
+            bytes,
+            session,
+            head,
+            flushed_to: head,
+            marked_to: head,
+            data_end: Position::default(),
+            needed,
+            control: VecDeque::new(),
+            batches: VecDeque::new(),
+            pending_bytes: 0,
+            in_flight: VecDeque::new(),
+            prewrite,
+            written_in_full: !wanted,
+            failed: false,
+        }
+    }
+
+    /// Largest commit this ring takes.
+    #[must_use]
+    pub fn commit_bytes_max(&self) -> u64 {
+        COMMIT_BYTES_MAX.min(self.bytes / 5 / BLOCK * BLOCK)
+    }
+
+    /// Largest batch this ring takes, alone in a commit.
+    #[must_use]
+    pub fn batch_bytes_max(&self) -> u64 {
+        self.commit_bytes_max() - COMMIT_HEADER_BYTES - layout::ENTRY_HEADER_BYTES
+    }
+
+    /// Size of the ring.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where the next commit starts.
+    #[must_use]
+    pub fn head(&self) -> Position {
+        self.head
+    }
+
+    /// Everything below is flushed.
+    #[must_use]
+    pub fn flushed_to(&self) -> Position {
+        self.flushed_to
+    }
+
+    /// The oldest position a checkpoint slot needs.
+    #[must_use]
+    pub fn needed_from(&self) -> Position {
+        if cfg!(mutant = "ring_ignores_older_slot") {
+            return self.needed[0].max(self.needed[1]);
+        }
+        self.needed[0].min(self.needed[1])
+    }
+
+    /// Bytes of entries that wait for a commit.
+    #[must_use]
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending_bytes
+    }
+
+    /// Whether nothing waits and nothing is under way.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.control.is_empty() && self.batches.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Whether the device failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// A checkpoint slot is on disk and needs everything from `from` on.
+    pub fn slot_written(&mut self, slot: u8, from: Position) {
+        self.needed[usize::from(slot & 1)] = from;
+    }
+
+    /// Whether batches of `bytes` may be queued: the ring has room for them beside everything that is queued already, and
+    /// keeps its reserve. What was queued never has to wait for a checkpoint, so a checkpoint may wait for it.
+    #[must_use]
+    pub fn admits(&self, bytes: u64) -> bool {
+        let queued = self.pending_bytes + bytes;
+        let commits = queued / self.commit_bytes_max() + 2;
+        let framed = queued + commits * (COMMIT_HEADER_BYTES + BLOCK);
+        framed + self.bytes / JOURNAL_RESERVE_SHARE <= self.room()
+    }
+
+    /// Whether a control entry waits that has no room in the ring.
+    #[must_use]
+    pub fn is_out_of_room(&self) -> bool {
+        let needs = |entry: &Entry| COMMIT_HEADER_BYTES + layout::entry_bytes(entry) + BLOCK;
+        self.control.front().is_some_and(|entry| needs(entry) > self.room())
+    }
+
+    /// Queues an entry. Batches wait behind control entries.
+    pub fn push(&mut self, entry: Entry) {
+        self.pending_bytes += layout::entry_bytes(&entry);
+        match entry {
+            Entry::Batch { .. } => self.batches.push_back(entry),
+            Entry::Extent(_) | Entry::LogStart { .. } | Entry::Removed { .. } => {
+                self.control.push_back(entry);
+            }
+        }
+    }
+
+    /// Takes back the batches of a partition that wait for a commit.
+    pub fn withdraw(&mut self, partition: TopicPartition) {
+        let pending_bytes = &mut self.pending_bytes;
+        self.batches.retain(|entry| match entry {
+            Entry::Batch { tp, .. } if *tp == partition => {
+                *pending_bytes -= layout::entry_bytes(entry);
+                false
+            }
+            _ => true,
+        });
+    }
+
+    /// Cuts the next commit, if there is something to commit, a commit may start, and the ring has room.
+    pub fn cut(&mut self) -> Option<Cut> {
+        if self.failed || self.in_flight.len() >= COMMITS_IN_FLIGHT_MAX {
+            return None;
+        }
+        if self.control.is_empty() && self.batches.is_empty() {
+            return None;
+        }
+        let mut builder = CutBuilder::new(self.commit_bytes_max().min(self.room()));
+        take_while_fits(&mut self.control, &mut builder);
+        take_while_fits(&mut self.batches, &mut builder);
+        if builder.entries.is_empty() {
+            return None;
+        }
+        Some(self.commit(builder))
+    }
+
+    /// Cuts an empty commit that marks everything flushed as flushed, if that is not marked yet and nothing is
+    /// under way.
+    pub fn cut_mark(&mut self) -> Option<Commit> {
+        if !self.wants_mark() || self.room() < BLOCK {
+            return None;
+        }
+        Some(self.commit(CutBuilder::new(BLOCK)).commit)
+    }
+
+    /// Whether the last commit with entries is flushed but no commit says so.
+    #[must_use]
+    pub fn wants_mark(&self) -> bool {
+        !self.failed && self.is_quiet() && self.marked_to < self.data_end
+    }
+
+    /// The write and flush of the commit at `at` are done. Gives what is proven now, in order.
+    pub fn flushed(&mut self, at: Position) -> Vec<Proof> {
+        let mut proofs = Vec::new();
+        if self.failed {
+            return proofs;
+        }
+        let Some(index) = self.in_flight.iter().position(|flight| flight.proof.at == at) else {
+            return proofs;
+        };
+        self.in_flight[index].flushed = true;
+        if cfg!(mutant = "ack_max_not_prefix") {
+            for flight in self.in_flight.iter_mut().take(index) {
+                flight.flushed = true;
+            }
+        }
+        while self.in_flight.front().is_some_and(|flight| flight.flushed) {
+            let Some(flight) = self.in_flight.pop_front() else { break };
+            self.marked_to = self.marked_to.max(flight.says_flushed_to);
+            self.flushed_to = flight.proof.end;
+            proofs.push(flight.proof);
+        }
+        proofs
+    }
+
+    /// A write or flush failed: nothing is proven any more. Gives back nothing; what waits stays unacknowledged.
+    pub fn fail(&mut self) {
+        self.failed = true;
+        self.in_flight.clear();
+        self.control.clear();
+        self.batches.clear();
+        self.pending_bytes = 0;
+    }
+
+    /// The next chunk of the ring to write for the first time, from its end down towards the head, never near it.
+    pub fn next_prewrite(&mut self) -> Option<Prewrite> {
+        let margin = 2 * self.commit_bytes_max() + PREWRITE_BYTES;
+        let state = self.prewrite.as_mut()?;
+        if state.in_flight {
+            return None;
+        }
+        let chunk = PREWRITE_BYTES.min(state.written_from);
+        let ring_offset = state.written_from - chunk;
+        if self.failed || self.head.get() + margin > ring_offset || chunk == 0 {
+            // What is left below is written by the commits to come.
+            self.prewrite = None;
+            self.written_in_full = !self.failed;
+            return None;
+        }
+        state.in_flight = true;
+        Some(Prewrite { ring_offset, bytes: chunk })
+    }
+
+    /// Whether every block of the ring was written once, or will be by the commits of the first lap.
+    #[must_use]
+    pub fn is_written_in_full(&self) -> bool {
+        self.written_in_full
+    }
+
+    /// A chunk has been written.
+    pub fn prewritten(&mut self, ring_offset: u64) {
+        if let Some(state) = self.prewrite.as_mut() {
+            state.written_from = ring_offset;
+            state.in_flight = false;
+        }
+    }
+
+    /// What contradicts this room's invariants, if anything does.
+    #[must_use]
+    pub fn broken_invariant(&self) -> Option<&'static str> {
+        if self.flushed_to > self.head {
+            return Some("the journal is flushed beyond its head");
+        }
+        if self.head.since(self.needed_from()) > self.bytes {
+            return Some("the journal overwrote what a checkpoint slot needs");
+        }
+        None
+    }
+
+    /// Bytes that commits may take before the ring is full.
+    fn room(&self) -> u64 {
+        let used = self.head.since(self.needed_from());
+        let mut free = self.bytes.saturating_sub(used);
+        if let Some(state) = &self.prewrite
+            && state.in_flight
+        {
+            // The chunk being written for the first time lies just below `written_from`.
+            let chunk_start = state.written_from.saturating_sub(PREWRITE_BYTES);
+            free = free.min(chunk_start.saturating_sub(self.head.get()));
+        }
+        free
+    }
+
+    fn commit(&mut self, builder: CutBuilder) -> Cut {
+        let bytes = builder.bytes.next_multiple_of(BLOCK);
+        let at = self.head;
+        let end = at.plus(bytes);
+        let mut proof = Proof { at, end, ..Proof::default() };
+        let mut placed = Vec::new();
+        let mut position = at.plus(COMMIT_HEADER_BYTES);
+        for entry in &builder.entries {
+            if let Entry::Batch { tp, stamp, batch, .. } = entry {
+                placed.push(Placed {
+                    tp: *tp,
+                    base: stamp.base_offset,
+                    position: position.plus(layout::ENTRY_HEADER_BYTES),
+                });
+                let log_end = batch_end(batch.header(), stamp.base_offset);
+                match proof.batches.last_mut() {
+                    Some((last, end)) if last == tp => *end = log_end,
+                    _ => proof.batches.push((*tp, log_end)),
+                }
+            } else {
+                proof.control.push(entry.clone());
+            }
+            position = position.plus(layout::entry_bytes(entry));
+        }
+        self.pending_bytes -= builder.bytes - COMMIT_HEADER_BYTES;
+        let commit = Commit {
+            at,
+            bytes,
+            session: self.session,
+            flushed_to: self.flushed_to,
+            entries: builder.entries,
+        };
+        if !commit.entries.is_empty() {
+            self.data_end = end;
+        }
+        self.head = end;
+        self.in_flight.push_back(InFlight { flushed: false, says_flushed_to: self.flushed_to, proof });
+        Cut { commit, placed }
+    }
+}
+
+/// Entries on their way into one commit.
+struct CutBuilder {
+    bytes: u64,
+    bytes_max: u64,
+    entries: Vec<Entry>,
+}
+
+impl CutBuilder {
+    fn new(bytes_max: u64) -> Self {
+        Self { bytes: COMMIT_HEADER_BYTES, bytes_max, entries: Vec::new() }
+    }
+}
+
+fn take_while_fits(queue: &mut VecDeque<Entry>, builder: &mut CutBuilder) {
+    while let Some(entry) = queue.front() {
+        let bytes = layout::entry_bytes(entry);
+        if (builder.bytes + bytes).next_multiple_of(BLOCK) > builder.bytes_max {
+            return;
+        }
+        builder.bytes += bytes;
+        builder.entries.extend(queue.pop_front());
+    }
+}

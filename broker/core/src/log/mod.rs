@@ -1,0 +1,259 @@
+//! One partition's log: offsets, epochs, producers, segments, and which bytes are where.
+//!
+//! Called by `shard` for appends and reads, and by `recovery`, which replays journal entries through the same
+//! functions. Knows no disk, no socket, no acknowledgement.
+//!
+//! Offsets and who moves them:
+//! - `log_start`: retention, the disk budget and delete-records; decides what may be read.
+//! - `destaged_end`: extent entries that are durable; decides what the journal may forget.
+//! - `durable_end`: flushed commits; decides what is acknowledged and, with one replica, the high watermark.
+//! - `end`: appends; decides the next offset.
+//!
+//! Invariant: `log_start <= durable_end <= end` and `destaged_end <= durable_end`.
+
+mod epochs;
+mod producers;
+mod segments;
+mod tail;
+
+pub use epochs::EpochTable;
+pub use producers::{Admission, Appended, Producer, ProducerRefusal, ProducerTable};
+pub use segments::{Segment, Segments};
+pub use tail::{Place, Tail};
+
+use crate::journal::{ExtentEntry, Position, SegmentUse};
+use corelog_wire::batch::{BatchHeader, Stamp};
+use corelog_wire::ids::{Offset, TopicPartition};
+
+/// Offset after the last record of a batch at `base`.
+#[must_use]
+pub fn batch_end(header: &BatchHeader, base: Offset) -> Offset {
+    Offset::new(base.get() + u64::from(header.last_offset_delta) + 1)
+}
+
+/// The log of one partition.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "the log start is the field's name for it")]
+pub struct Log {
+    tp: TopicPartition,
+    log_start: Offset,
+    destaged_end: Offset,
+    durable_end: Offset,
+    end: Offset,
+    /// Which epoch wrote what.
+    pub epochs: EpochTable,
+    /// Who appended what last.
+    pub producers: ProducerTable,
+    /// The files.
+    pub segments: Segments,
+    /// What is in memory.
+    pub tail: Tail,
+}
+
+/// The offsets a checkpoint remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogOffsets {
+    /// See [`Log`].
+    pub log_start: Offset,
+    /// See [`Log`].
+    pub destaged_end: Offset,
+    /// See [`Log`].
+    pub end: Offset,
+}
+
+/// A replayed entry contradicts the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReplayFault {
+    /// Batches are missing between the log and the entry.
+    #[error("a batch at offset {} follows a log that ends at {}", got.get(), expected.get())]
+    Gap {
+        /// Where the log ends.
+        expected: Offset,
+        /// Where the batch starts.
+        got: Offset,
+    },
+    /// A log start past the end of the log.
+    #[error("the log starts at {} and ends at {}", log_start.get(), end.get())]
+    StartBeyondEnd {
+        /// Where it is said to start.
+        log_start: Offset,
+        /// Where it ends.
+        end: Offset,
+    },
+    /// An extent of a segment the log does not have.
+    #[error("an extent at offset {} belongs to no segment of the log", first.get())]
+    UnknownSegment {
+        /// Where the extent starts.
+        first: Offset,
+    },
+}
+
+impl Log {
+    /// An empty log.
+    #[must_use]
+    pub fn new(tp: TopicPartition) -> Self {
+        let offsets = LogOffsets { log_start: Offset::ZERO, destaged_end: Offset::ZERO, end: Offset::ZERO };
+        Self::restore(tp, offsets, EpochTable::default(), ProducerTable::default(), Segments::default())
+    }
+
+    /// A log as a checkpoint remembers it.
+    #[must_use]
+    pub fn restore(
+        tp: TopicPartition,
+        offsets: LogOffsets,
+        epochs: EpochTable,
+        producers: ProducerTable,
+        segments: Segments,
+    ) -> Self {
+        let LogOffsets { log_start, destaged_end, end } = offsets;
+        Self {
+            tp,
+            log_start,
+            destaged_end,
+            durable_end: end,
+            end,
+            epochs,
+            producers,
+            segments,
+            tail: Tail::default(),
+        }
+    }
+
+    /// The partition.
+    #[must_use]
+    pub fn tp(&self) -> TopicPartition {
+        self.tp
+    }
+
+    /// First offset that is there.
+    #[must_use]
+    pub fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    /// Everything below is in segments, by entries that are durable.
+    #[must_use]
+    pub fn destaged_end(&self) -> Offset {
+        self.destaged_end
+    }
+
+    /// Everything below is durable.
+    #[must_use]
+    pub fn durable_end(&self) -> Offset {
+        self.durable_end
+    }
+
+    /// The next offset.
+    #[must_use]
+    pub fn end(&self) -> Offset {
+        self.end
+    }
+
+    /// Bytes of all batches that are there.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Takes a batch to the end of the log. Opens a segment when `segment_use` is not the last one's.
+    pub fn append(&mut self, header: &BatchHeader, stamp: &Stamp, bytes: u32, segment_use: SegmentUse) {
+        let base = stamp.base_offset;
+        let end = batch_end(header, base);
+        if self.segments.last().is_none_or(|last| last.full || last.segment_use != segment_use) {
+            self.segments.roll(base, segment_use, (self.epochs.clone(), self.producers.clone()));
+        }
+        self.segments.appended(end, bytes, header.max_timestamp_ms, stamp.append_timestamp_ms);
+        self.epochs.appended(stamp.leader_epoch, base);
+        self.producers.appended(header, base, end, stamp.append_timestamp_ms);
+        self.end = end;
+    }
+
+    /// A commit holding everything below `end` is flushed.
+    pub fn made_durable(&mut self, end: Offset) {
+        self.durable_end = self.durable_end.max(end);
+    }
+
+    /// An extent entry is durable: its batches need the journal no more.
+    ///
+    /// # Errors
+    /// The log has no such segment; it has lost it to retention, or the journal contradicts itself.
+    pub fn destaged(&mut self, extent: &ExtentEntry) -> Result<(), ReplayFault> {
+        let in_extent = self.tail.from(extent.first).take_while(|place| place.end <= extent.end);
+        let Some(segment) = self.segments.find_mut(extent.segment.base, extent.segment.segment_use) else {
+            // Retention took the segment meanwhile.
+            let gone = extent.end <= self.log_start;
+            return if gone { Ok(()) } else { Err(ReplayFault::UnknownSegment { first: extent.first }) };
+        };
+        // A checkpoint may know it already. One whose records were deleted meanwhile keeps its place all the same.
+        if extent.file_position < segment.file_end {
+            return Ok(());
+        }
+        if let Some(index) = &mut segment.index {
+            let mut file_position = extent.file_position;
+            for place in in_extent {
+                index.push(place.base, file_position, place.bytes, place.max_timestamp_ms);
+                file_position += u64::from(place.bytes);
+            }
+        }
+        segment.proven_end = segment.proven_end.max(extent.end);
+        segment.created = true;
+        segment.file_end = (extent.file_position + extent.bytes).next_multiple_of(crate::limits::BLOCK);
+        segment.allocated = segment.allocated.max(segment.file_end);
+        self.destaged_end = self.destaged_end.max(extent.end);
+        Ok(())
+    }
+
+    /// Moves the log start up; gives the segments that are gone with it. An offset past the end clears the log.
+    pub fn advance_start(&mut self, log_start: Offset) -> Vec<Segment> {
+        if log_start <= self.log_start {
+            return Vec::new();
+        }
+        self.log_start = log_start;
+        self.destaged_end = self.destaged_end.max(log_start.min(self.durable_end));
+        self.epochs.forget_below(log_start);
+        self.segments.take_below(log_start)
+    }
+
+    /// Takes a batch from the journal while replaying: one that is known already only gets its place in memory.
+    ///
+    /// # Errors
+    /// The batch does not continue the log.
+    pub fn replay(&mut self, header: &BatchHeader, stamp: &Stamp, place: Place) -> Result<(), ReplayFault> {
+        if place.base > self.end {
+            return Err(ReplayFault::Gap { expected: self.end, got: place.base });
+        }
+        if place.base == self.end {
+            self.append(header, stamp, place.bytes, place.segment_use);
+            self.made_durable(self.end);
+        }
+        if place.end > self.destaged_end {
+            let expected = self.tail.end().unwrap_or(self.destaged_end);
+            if place.base > expected || (!self.tail.is_empty() && place.base < expected) {
+                return Err(ReplayFault::Gap { expected, got: place.base });
+            }
+            self.tail.push(place);
+        }
+        Ok(())
+    }
+
+    /// Where the first batch lies that only the journal holds.
+    #[must_use]
+    pub fn first_undestaged(&self) -> Option<Position> {
+        self.tail.from(self.destaged_end).next().map(|place| place.position)
+    }
+
+    /// What contradicts the invariants, if anything does.
+    #[must_use]
+    pub fn broken_invariant(&self) -> Option<&'static str> {
+        if self.log_start > self.durable_end {
+            return Some("the log starts past its durable end");
+        }
+        if self.destaged_end > self.durable_end || self.durable_end > self.end {
+            return Some("the offsets of a log are out of order");
+        }
+        if self.segments.last().is_some_and(|last| last.end != self.end) {
+            return Some("the last segment does not end where the log ends");
+        }
+        self.segments.broken_invariant().or_else(|| self.tail.broken_invariant())
+    }
+}

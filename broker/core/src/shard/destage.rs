@@ -1,0 +1,238 @@
+//! Destaging: bytes leave the journal for their partition's segment, oldest first, and memory follows.
+//!
+//! An extent takes everything durable of one partition since its last extent. Its entry is queued only when the hands
+//! reported it flushed, and the journal may forget its bytes only when that entry is durable. One extent per
+//! partition is under way at a time, so extents are proven in offset order.
+
+use super::partition::ExtentUnderWay;
+use super::{DiskFailure, Effects, ExtentBeingWritten, ExtentWrite, Note, SegmentSeal, Shard};
+use crate::journal::{Entry, ExtentEntry, Position, SegmentId};
+use crate::limits::{
+    BLOCK, DESTAGE_START_SHARE, DISK_FULL_RETRY, EXTENT_BYTES_FULL, EXTENT_BYTES_IN_FLIGHT_MAX,
+    EXTENTS_IN_FLIGHT_MAX,
+};
+use crate::segment::index_file;
+use crate::time::Now;
+use corelog_wire::ids::TopicPartition;
+
+impl Shard {
+    /// Starts extents while the ring is a quarter full of bytes that are in no segment.
+    pub(super) fn destage(&mut self, out: &mut Effects) {
+        if self.poisoned || self.disk_full_since.is_some() {
+            return;
+        }
+        while self.extents.len() < EXTENTS_IN_FLIGHT_MAX
+            && self.extents.values().map(|extent| extent.bytes).sum::<u64>() < EXTENT_BYTES_IN_FLIGHT_MAX
+        {
+            let Some(tp) = self.next_to_destage() else { return };
+            let Some(write) = self.extent_for(tp) else { return };
+            if cfg!(mutant = "extent_entry_before_flush")
+                && let Some(under_way) = self.partitions.get(&tp).and_then(|partition| partition.extent)
+            {
+                self.ring.push(Entry::Extent(under_way.entry));
+            }
+            self.extents.insert(write.segment, ExtentBeingWritten { bytes: write.bytes, doomed: false });
+            out.extents.push(write);
+        }
+    }
+
+    pub(super) fn extent_flushed(&mut self, segment: SegmentId, file_position: u64, out: &mut Effects) {
+        self.extent_over(segment, out);
+        let Some(partition) = self.partitions.get_mut(&segment.tp) else { return };
+        let Some(under_way) =
+            partition.extent.as_mut().filter(|extent| is_of(&extent.entry, segment, file_position))
+        else {
+            return;
+        };
+        under_way.flushed = true;
+        let entry = under_way.entry;
+        let allocate_to = under_way.allocate_to;
+        let Some(file) = partition.log.segments.find_mut(segment.base, segment.segment_use) else {
+            // Retention took the segment while the extent was being written.
+            partition.extent = None;
+            return;
+        };
+        self.disk_bytes += allocate_to.saturating_sub(file.allocated);
+        file.allocated = file.allocated.max(allocate_to);
+        file.created = true;
+        if !self.poisoned && !cfg!(mutant = "extent_entry_before_flush") {
+            self.ring.push(Entry::Extent(entry));
+        }
+    }
+
+    pub(super) fn extent_failed(
+        &mut self,
+        now: Now,
+        segment: SegmentId,
+        file_position: u64,
+        cause: DiskFailure,
+        out: &mut Effects,
+    ) {
+        self.extent_over(segment, out);
+        if let Some(partition) = self.partitions.get_mut(&segment.tp)
+            && partition.extent.is_some_and(|extent| is_of(&extent.entry, segment, file_position))
+        {
+            partition.extent = None;
+        }
+        match cause {
+            DiskFailure::Fault => self.poison("a segment write failed", out),
+            DiskFailure::NoSpace => {
+                if self.disk_full_since.replace(now.instant).is_none() {
+                    out.notes.push(Note::DiskFull);
+                }
+            }
+        }
+    }
+
+    /// The hands are done with an extent; a segment that left the log meanwhile loses its file now.
+    fn extent_over(&mut self, segment: SegmentId, out: &mut Effects) {
+        if self.extents.remove(&segment).is_some_and(|extent| extent.doomed) {
+            out.removals.push(segment);
+        }
+    }
+
+    /// Tries again after the file system was full.
+    pub(super) fn retry_full_disk(&mut self, now: Now, out: &mut Effects) {
+        if self.disk_full_since.is_some_and(|since| now.instant.since(since) >= DISK_FULL_RETRY) {
+            self.disk_full_since = None;
+            out.notes.push(Note::DiskRoom);
+        }
+    }
+
+    /// The entry of an extent is durable.
+    pub(super) fn extent_proven(&mut self, extent: &ExtentEntry, out: &mut Effects) {
+        let tp = extent.segment.tp;
+        let Some(partition) = self.partitions.get_mut(&tp) else { return };
+        if partition.extent.is_some_and(|under_way| under_way.entry == *extent) {
+            partition.extent = None;
+        }
+        let before = partition.undestaged_bytes();
+        // A segment that retention took meanwhile has nothing left to prove.
+        let known = partition.log.destaged(extent).is_ok();
+        debug_assert!(
+            known || extent.end <= partition.start_target,
+            "an extent of an unknown segment was proven"
+        );
+        self.undestaged_bytes -= before - partition.undestaged_bytes();
+        self.reindex_undestaged(tp);
+        self.seal_complete(tp, out);
+    }
+
+    /// Asks for the index files of segments that take no more extents.
+    pub(super) fn seal_complete(&mut self, tp: TopicPartition, out: &mut Effects) {
+        let Some(partition) = self.partitions.get(&tp) else { return };
+        for segment in partition.log.segments.iter() {
+            if segment.is_complete() && !segment.sealed && segment.created && segment.index.is_some() {
+                let id = segment.id(tp);
+                out.seals.push(SegmentSeal { segment: id, index_file: index_file(id, segment) });
+            }
+        }
+    }
+
+    pub(super) fn sealed(&mut self, segment: SegmentId, written: bool) {
+        let Some(partition) = self.partitions.get_mut(&segment.tp) else { return };
+        if let Some(file) = partition.log.segments.find_mut(segment.base, segment.segment_use) {
+            file.sealed = true;
+            file.opening = None;
+            if written {
+                file.index = None;
+            }
+        }
+    }
+
+    /// Keeps the order of undestaged bytes in step with a partition's log.
+    pub(super) fn reindex_undestaged(&mut self, tp: TopicPartition) {
+        let Some(partition) = self.partitions.get_mut(&tp) else { return };
+        let first = partition.log.first_undestaged();
+        if partition.undestaged == first {
+            return;
+        }
+        if let Some(old) = partition.undestaged {
+            self.undestaged.remove(&(old, tp));
+        }
+        if let Some(new) = first {
+            self.undestaged.insert((new, tp));
+        }
+        partition.undestaged = first;
+    }
+
+    /// Where the commit starts that holds the oldest batch in no segment; the head if there is none.
+    pub(super) fn oldest_undestaged(&self) -> Position {
+        let Some((position, _)) = self.undestaged.first() else { return self.ring.head() };
+        let after = self.in_memory.partition_point(|commit| commit.at <= *position);
+        after.checked_sub(1).and_then(|index| self.in_memory.get(index)).map_or(*position, |commit| commit.at)
+    }
+
+    /// Lets go of the commits that are in segments and beyond the cache.
+    pub(super) fn release_memory(&mut self, out: &mut Effects) {
+        let head = self.ring.head();
+        let cached_from = Position::new(head.get().saturating_sub(self.config.tail_cache_bytes));
+        let keep_from = self.oldest_undestaged().min(cached_from).min(self.ring.flushed_to());
+        let mut release = None;
+        while let Some(next) = self.in_memory.get(1).map(|next| next.at).filter(|next| *next <= keep_from) {
+            let Some(commit) = self.in_memory.pop_front() else { break };
+            for tp in commit.partitions {
+                if let Some(partition) = self.partitions.get_mut(&tp) {
+                    partition.log.tail.release_below(next);
+                }
+            }
+            release = Some(next);
+        }
+        if release.is_some() {
+            out.release = release;
+        }
+    }
+
+    fn next_to_destage(&self) -> Option<TopicPartition> {
+        let bound = self.ring.bytes() / DESTAGE_START_SHARE;
+        self.undestaged
+            .iter()
+            .take_while(|(position, _)| self.ring.head().since(*position) > bound)
+            .map(|(_, tp)| *tp)
+            .find(|tp| {
+                self.partitions.get(tp).is_some_and(|partition| {
+                    let log = &partition.log;
+                    partition.extent.is_none()
+                        && !partition.removing
+                        && log.destaged_end() < log.durable_end()
+                })
+            })
+    }
+
+    fn extent_for(&mut self, tp: TopicPartition) -> Option<ExtentWrite> {
+        let partition = self.partitions.get_mut(&tp)?;
+        let log = &partition.log;
+        let segment = log.segments.holding(log.destaged_end())?;
+        let mut durable_end = log.durable_end().min(segment.end);
+        if cfg!(mutant = "destages_what_is_not_durable") {
+            durable_end = segment.end;
+        }
+        let mut slices = Vec::new();
+        let (mut bytes, mut first, mut end) = (0, None, log.destaged_end());
+        for place in log.tail.from(log.destaged_end()) {
+            if place.end > durable_end || bytes >= EXTENT_BYTES_FULL {
+                break;
+            }
+            slices.push(place.slice());
+            bytes += u64::from(place.bytes);
+            first.get_or_insert(place.base);
+            end = place.end;
+        }
+        let entry = ExtentEntry {
+            segment: segment.id(tp),
+            file_position: segment.file_end,
+            bytes,
+            first: first?,
+            end,
+        };
+        let allocate_to = segment.allocation_for(bytes.next_multiple_of(BLOCK));
+        let create = !segment.created;
+        partition.extent = Some(ExtentUnderWay { entry, allocate_to, flushed: false });
+        let ExtentEntry { segment, file_position, bytes, .. } = entry;
+        Some(ExtentWrite { segment, create, file_position, allocate_to, slices, bytes })
+    }
+}
+
+fn is_of(extent: &ExtentEntry, segment: SegmentId, file_position: u64) -> bool {
+    extent.segment == segment && extent.file_position == file_position
+}

@@ -1,0 +1,310 @@
+//! What a shard keeps and what goes: leadership, retention, the disk budget, delete-records, removal, the clean stop.
+//!
+//! A log start moves in two steps: its entry is queued, and only when that entry is durable do reads below it end and
+//! files go. So no crash brings back what a consumer was told is gone, and none loses what it was not.
+
+use super::partition::Partition;
+use super::{Effects, Note, RequestId, Shard};
+use crate::journal::Entry;
+use crate::limits::{BLOCK, DISK_MARGIN_BYTES, PARTITIONS_MAX, ROWS_MAX};
+use crate::log::{Log, Segment};
+use crate::time::Now;
+use crate::topic::TopicConfig;
+use corelog_wire::error::ErrorCode;
+use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
+use corelog_wire::message::{Answer, DeleteRecordsAnswer, DeletedRow};
+
+/// A delete-records request that waits for its entries.
+#[derive(Debug)]
+pub(super) struct ParkedDeletion {
+    rows: Vec<DeletedRow>,
+    /// Which rows wait, and for which log start.
+    waiting: Vec<(usize, Offset)>,
+}
+
+impl Shard {
+    pub(super) fn lead(
+        &mut self,
+        tp: TopicPartition,
+        epoch: LeaderEpoch,
+        config: TopicConfig,
+        out: &mut Effects,
+    ) {
+        if !self.partitions.contains_key(&tp) && self.partitions.len() >= PARTITIONS_MAX {
+            out.notes.push(Note::TooManyPartitions { tp });
+            return;
+        }
+        let partition = self.partitions.entry(tp).or_insert_with(|| Partition::new(Log::new(tp)));
+        if partition.removing {
+            return;
+        }
+        let newest = partition.epoch.max(partition.log.epochs.last());
+        if newest.is_some_and(|newest| epoch < newest) {
+            out.notes.push(Note::EpochBehind { tp, epoch, newest });
+            return;
+        }
+        partition.config = Some(config);
+        partition.epoch = Some(epoch);
+        self.seal_complete(tp, out);
+    }
+
+    pub(super) fn configure(&mut self, tp: TopicPartition, config: TopicConfig) {
+        if let Some(partition) = self.partitions.get_mut(&tp) {
+            partition.config = Some(config);
+        }
+    }
+
+    /// A tombstone says the partition is gone.
+    pub(super) fn remove(&mut self, tp: TopicPartition, out: &mut Effects) {
+        if self.read_only || self.poisoned {
+            return;
+        }
+        let Some(partition) = self.partitions.get_mut(&tp) else { return };
+        if partition.removing {
+            return;
+        }
+        partition.removing = true;
+        partition.epoch = None;
+        // Nothing of the partition may follow its removal in the journal.
+        self.ring.withdraw(tp);
+        self.ring.push(Entry::Removed { tp });
+        for request in super::fetch::take_waiting_of(self, tp) {
+            self.fetch_expired(request, out);
+        }
+    }
+
+    pub(super) fn removal_proven(&mut self, tp: TopicPartition, out: &mut Effects) {
+        let Some(mut partition) = self.partitions.remove(&tp) else { return };
+        if let Some(position) = partition.undestaged {
+            self.undestaged.remove(&(position, tp));
+        }
+        self.undestaged_bytes -= partition.undestaged_bytes();
+        let segments = partition.log.segments.take_all();
+        self.drop_files(&partition, segments, out);
+        out.removed.push(tp);
+        self.fail_acks(tp, partition.acks, out);
+    }
+
+    /// Periodic: retention by time and by bytes, and another try on a full disk.
+    pub(super) fn keep(&mut self, now: Now, out: &mut Effects) {
+        self.retry_full_disk(now, out);
+        if self.read_only || self.poisoned {
+            return;
+        }
+        let partitions: Vec<TopicPartition> = self.partitions.keys().copied().collect();
+        for tp in partitions {
+            let Some(partition) = self.partitions.get(&tp) else { continue };
+            if let Some((to, reason)) = expired(partition, now.wall_ms) {
+                self.advance_log_start(tp, to, reason, out);
+            }
+        }
+    }
+
+    /// Queues a new log start; reads below it end when its entry is durable.
+    fn advance_log_start(&mut self, tp: TopicPartition, to: Offset, reason: &'static str, out: &mut Effects) {
+        let Some(partition) = self.partitions.get_mut(&tp) else { return };
+        if to <= partition.start_target || partition.removing {
+            return;
+        }
+        let from = partition.start_target;
+        let leaving = partition.log.segments.iter().filter(|segment| from < segment.end && segment.end <= to);
+        self.disk_bytes_leaving += leaving.map(|segment| segment.allocated).sum::<u64>();
+        partition.start_target = to;
+        self.ring.push(Entry::LogStart { tp, log_start: to });
+        out.notes.push(Note::LogStartMoved { tp, from, to, reason });
+        if cfg!(mutant = "files_go_before_the_log_start_is_durable") {
+            self.log_start_proven(tp, to, out);
+        }
+    }
+
+    pub(super) fn log_start_proven(&mut self, tp: TopicPartition, to: Offset, out: &mut Effects) {
+        let Some(partition) = self.partitions.get_mut(&tp) else { return };
+        let before = partition.undestaged_bytes();
+        let gone = partition.log.advance_start(to);
+        self.undestaged_bytes -= before - partition.undestaged_bytes();
+        self.reindex_undestaged(tp);
+        if let Some(partition) = self.partitions.remove(&tp) {
+            self.drop_files(&partition, gone, out);
+            self.partitions.insert(tp, partition);
+        }
+        self.deletions_proven(tp, out);
+        self.wake_fetches(tp, out);
+    }
+
+    /// Files that left the log: they go now, or when the extent being written to them is done.
+    fn drop_files(&mut self, partition: &Partition, segments: Vec<Segment>, out: &mut Effects) {
+        for segment in segments {
+            let id = segment.id(partition.tp());
+            self.disk_bytes -= segment.allocated;
+            if segment.end <= partition.start_target {
+                self.disk_bytes_leaving = self.disk_bytes_leaving.saturating_sub(segment.allocated);
+            }
+            if let Some(extent) = self.extents.get_mut(&id) {
+                extent.doomed = true;
+            } else if segment.created {
+                out.removals.push(id);
+            }
+        }
+    }
+
+    /// Whether a batch of `bytes` fits the disk budget, with everything that is on its way to segments.
+    pub(super) fn has_disk_room(&self, bytes: u64) -> bool {
+        let ring_used = self.ring.head().since(self.ring.needed_from());
+        if self.disk_full_since.is_some() && ring_used > self.ring.bytes() / 2 {
+            return false;
+        }
+        let padding = BLOCK * self.undestaged.len() as u64;
+        let on_its_way = self.undestaged_bytes + self.ring.pending_bytes() + padding;
+        let margin = DISK_MARGIN_BYTES.min(self.config.disk_bytes_max / 16);
+        // Files whose log start is on its way to the journal go before anything appended now is destaged.
+        let staying = self.disk_bytes.saturating_sub(self.disk_bytes_leaving);
+        staying + on_its_way + bytes + margin <= self.config.disk_bytes_max
+    }
+
+    /// Drops the oldest segment of the topic on this shard; false if it has none to drop.
+    pub(super) fn drop_oldest(&mut self, tp: TopicPartition, out: &mut Effects) -> bool {
+        let oldest = self
+            .partitions
+            .range(TopicPartition::new(tp.topic, 0)..)
+            .take_while(|(other, _)| other.topic == tp.topic)
+            .filter_map(|(other, partition)| {
+                let segment =
+                    partition.log.segments.iter().find(|segment| segment.end > partition.start_target)?;
+                (segment.proven_end == segment.end && segment.end > segment.base).then_some((
+                    segment.last_append_ms,
+                    *other,
+                    segment.end,
+                ))
+            })
+            .min();
+        let Some((_, from, to)) = oldest else { return false };
+        self.advance_log_start(from, to, "disk_bytes_max", out);
+        true
+    }
+
+    pub(super) fn delete_records(
+        &mut self,
+        request: RequestId,
+        rows: &[(TopicPartition, Offset)],
+        out: &mut Effects,
+    ) {
+        let mut parked = ParkedDeletion { rows: Vec::new(), waiting: Vec::new() };
+        for (tp, before) in rows.iter().take(ROWS_MAX) {
+            let row = match self.may_delete(*tp, *before) {
+                Ok(log_start) => {
+                    if *before > log_start {
+                        parked.waiting.push((parked.rows.len(), *before));
+                    }
+                    DeletedRow { tp: *tp, error: ErrorCode::None, log_start: log_start.max(*before) }
+                }
+                Err(error) => DeletedRow { tp: *tp, error, log_start: Offset::ZERO },
+            };
+            parked.rows.push(row);
+        }
+        if parked.waiting.is_empty() {
+            out.answers.push((request, deleted(parked.rows)));
+            return;
+        }
+        let targets: Vec<_> =
+            parked.waiting.iter().map(|(row, before)| (parked.rows[*row].tp, *before)).collect();
+        self.deletions.insert(request, parked);
+        for (tp, before) in targets {
+            self.advance_log_start(tp, before, "delete_records", out);
+        }
+    }
+
+    pub(super) fn fail_deletions(&mut self, error: ErrorCode, out: &mut Effects) {
+        for (request, mut parked) in std::mem::take(&mut self.deletions) {
+            for (row, _) in &parked.waiting {
+                parked.rows[*row].error = error;
+            }
+            out.answers.push((request, deleted(parked.rows)));
+        }
+    }
+
+    /// The clean stop: no new appends, waiting fetches are answered, then everything is made durable.
+    pub(super) fn drain(&mut self, out: &mut Effects) {
+        self.draining = true;
+        self.answer_all_fetches(out);
+    }
+
+    pub(super) fn finish_draining(&mut self, out: &mut Effects) {
+        if !self.draining || self.drained {
+            return;
+        }
+        let stuck = self.poisoned || self.read_only;
+        if stuck || (self.ring.is_quiet() && self.extents.is_empty() && self.is_checkpointed()) {
+            self.drained = true;
+            out.notes.push(Note::Drained);
+        }
+    }
+
+    fn may_delete(&self, tp: TopicPartition, before: Offset) -> Result<Offset, ErrorCode> {
+        let partition = self.partitions.get(&tp).ok_or(ErrorCode::UnknownPartition)?;
+        if partition.epoch.is_none() {
+            return Err(ErrorCode::NotLeader);
+        }
+        if self.read_only {
+            return Err(ErrorCode::ReadOnly);
+        }
+        if self.poisoned {
+            return Err(ErrorCode::LogPoisoned);
+        }
+        if before > partition.high_watermark() {
+            return Err(ErrorCode::OffsetOutOfRange);
+        }
+        Ok(partition.log.log_start())
+    }
+
+    fn deletions_proven(&mut self, tp: TopicPartition, out: &mut Effects) {
+        let Some(log_start) = self.partitions.get(&tp).map(|partition| partition.log.log_start()) else {
+            return;
+        };
+        let mut done = Vec::new();
+        for (request, parked) in &mut self.deletions {
+            let rows = &parked.rows;
+            parked.waiting.retain(|(row, before)| rows[*row].tp != tp || *before > log_start);
+            if parked.waiting.is_empty() {
+                done.push(*request);
+            }
+        }
+        for request in done {
+            if let Some(parked) = self.deletions.remove(&request) {
+                out.answers.push((request, deleted(parked.rows)));
+            }
+        }
+    }
+}
+
+/// How far retention moves a log's start, and why.
+fn expired(partition: &Partition, now_ms: i64) -> Option<(Offset, &'static str)> {
+    let config = partition.config.as_ref()?;
+    let log = &partition.log;
+    let mut to = None;
+    if let Some(retention_ms) = config.retention_ms {
+        let oldest_kept_ms = now_ms.saturating_sub(i64::try_from(retention_ms).unwrap_or(i64::MAX));
+        for segment in log.segments.iter().take_while(|segment| segment.last_append_ms < oldest_kept_ms) {
+            if segment.end <= log.durable_end() && segment.end > segment.base {
+                to = Some((segment.end, "retention_ms"));
+            }
+        }
+    }
+    if let Some(retention_bytes) = config.retention_bytes {
+        let mut bytes = log.bytes();
+        let sealed = log.segments.iter().len().saturating_sub(1);
+        for segment in log.segments.iter().take(sealed) {
+            bytes -= segment.bytes;
+            if bytes < retention_bytes || segment.end > log.durable_end() {
+                break;
+            }
+            if to.is_none_or(|(offset, _)| offset < segment.end) {
+                to = Some((segment.end, "retention_bytes"));
+            }
+        }
+    }
+    to.filter(|(offset, _)| *offset > partition.start_target)
+}
+
+fn deleted(rows: Vec<DeletedRow>) -> Answer {
+    Answer::DeleteRecords(DeleteRecordsAnswer { rows })
+}

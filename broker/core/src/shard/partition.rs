@@ -1,0 +1,87 @@
+//! One partition as its leader sees it: the log, its settings, who waits for what.
+//!
+//! Called only by `shard`. Invariant: parked acks and waiting fetches name requests that are parked on the shard or
+//! gone; a gone one is skipped, never answered twice.
+
+use super::input::RequestId;
+use crate::journal::{ExtentEntry, Position};
+use crate::log::Log;
+use crate::topic::{Durability, TopicConfig};
+use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
+use std::collections::{BTreeSet, VecDeque};
+
+/// A row of a produce request that waits for its batch to be durable.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ParkedAck {
+    /// Offset after the batch.
+    pub end: Offset,
+    pub request: RequestId,
+}
+
+/// An extent on its way to its segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExtentUnderWay {
+    pub entry: ExtentEntry,
+    pub allocate_to: u64,
+    /// The hands reported it flushed; its entry waits for a commit.
+    pub flushed: bool,
+}
+
+/// One partition.
+#[derive(Debug)]
+pub(super) struct Partition {
+    pub log: Log,
+    /// `None` until the metadata knows the partition.
+    pub config: Option<TopicConfig>,
+    /// The epoch this broker leads in.
+    pub epoch: Option<LeaderEpoch>,
+    pub acks: VecDeque<ParkedAck>,
+    pub waiting: BTreeSet<RequestId>,
+    pub extent: Option<ExtentUnderWay>,
+    /// Its key in the shard's order of undestaged bytes.
+    pub undestaged: Option<Position>,
+    /// Where the log start is going; its entry waits for a commit.
+    pub start_target: Offset,
+    /// A tombstone's entry waits for a commit.
+    pub removing: bool,
+}
+
+impl Partition {
+    pub(super) fn new(log: Log) -> Self {
+        let start_target = log.log_start();
+        Self {
+            log,
+            config: None,
+            epoch: None,
+            acks: VecDeque::new(),
+            waiting: BTreeSet::new(),
+            extent: None,
+            undestaged: None,
+            start_target,
+            removing: false,
+        }
+    }
+
+    pub(super) fn tp(&self) -> TopicPartition {
+        self.log.tp()
+    }
+
+    /// Whether acknowledgements wait for the flush.
+    pub(super) fn waits_for_disk(&self) -> bool {
+        self.config.as_ref().is_none_or(|config| config.durability == Durability::Disk)
+    }
+
+    /// The high watermark: offset after the last record that consumers may see and acks may name. With one replica
+    /// it is the durable end; of a memory topic, the end of what has its place in a commit.
+    pub(super) fn high_watermark(&self) -> Offset {
+        if self.waits_for_disk() && !cfg!(mutant = "leader_counts_memory") {
+            return self.log.durable_end();
+        }
+        self.log.tail.end().unwrap_or(self.log.durable_end()).max(self.log.durable_end())
+    }
+
+    /// Bytes that are in no segment yet.
+    pub(super) fn undestaged_bytes(&self) -> u64 {
+        self.log.tail.from(self.log.destaged_end()).map(|place| u64::from(place.bytes)).sum()
+    }
+}

@@ -1,0 +1,620 @@
+//! The shard driven by small hands in memory: every effect is performed at once and in full, or held back by name.
+//!
+//! The weather (lost, torn, rotten, slow) belongs to the simulator; here are the rules of the room itself.
+
+use super::*;
+use crate::journal::{Packer, RING_DATA_START};
+use crate::limits::{BLOCK, MIB};
+use crate::recovery::{Recovered, Recovery, format};
+use crate::segment::{BatchScan, Next};
+use crate::topic::{Durability, FullPolicy, TopicConfig, TopicOverrides};
+use bytes::Bytes;
+use corelog_wire::batch::{BatchFields, BatchLimits, BodyCheck, CheckedBatch};
+use corelog_wire::error::ErrorCode;
+use corelog_wire::ids::{ProducerEpoch, ProducerId, Sequence, TopicId};
+use corelog_wire::message::{Acks, Answer, At, ListOffsetsRow};
+use corelog_wire::records::RecordsBuilder;
+use std::time::Duration;
+
+const TOPIC: TopicId = TopicId::from_bytes([7; 16]);
+
+fn tp(partition: u32) -> TopicPartition {
+    TopicPartition::new(TOPIC, partition)
+}
+
+fn small() -> ShardConfig {
+    ShardConfig {
+        shard: ShardId::new(0),
+        ring_bytes: MIB,
+        tail_cache_bytes: 64 << 10,
+        disk_bytes_max: 64 * MIB,
+        prewrite: false,
+    }
+}
+
+fn settings(change: impl FnOnce(&mut TopicConfig)) -> TopicConfig {
+    let mut config = TopicConfig::resolve(&TopicOverrides::default(), &TopicOverrides::default(), 1);
+    change(&mut config);
+    config
+}
+
+/// A disk and a memory without faults.
+struct Hands {
+    config: ShardConfig,
+    shard: Shard,
+    packer: Packer,
+    now: Now,
+    ring: Vec<u8>,
+    superblocks: Vec<u8>,
+    slots: [Option<Vec<u8>>; 2],
+    files: BTreeMap<SegmentId, Vec<u8>>,
+    memory: BTreeMap<Position, Bytes>,
+    answers: BTreeMap<RequestId, Answer>,
+    reads: BTreeMap<RequestId, Vec<(ErrorCode, Bytes)>>,
+    notes: Vec<Note>,
+    requests: u64,
+    /// Flushes are held back, to be given by [`Hands::flush`].
+    hold_flushes: bool,
+    held: Vec<Position>,
+}
+
+impl Hands {
+    fn new(config: ShardConfig) -> Self {
+        let format = format(&config);
+        let ring = vec![0; usize::try_from(config.ring_bytes).unwrap()];
+        let slots = [Some(format.checkpoint.bytes), None];
+        Self::recover(config, ring, format.superblocks, slots, BTreeMap::new())
+    }
+
+    fn recover(
+        config: ShardConfig,
+        ring: Vec<u8>,
+        mut superblocks: Vec<u8>,
+        slots: [Option<Vec<u8>>; 2],
+        files: BTreeMap<SegmentId, Vec<u8>>,
+    ) -> Self {
+        let mut recovery = Recovery::new(config, &superblocks, &slots).unwrap();
+        while let Some(read) = recovery.next_read() {
+            let from = usize::try_from(read.ring_offset).unwrap();
+            recovery.feed(&ring[from..from + usize::try_from(read.bytes).unwrap()]);
+        }
+        let Recovered { shard, kept, superblocks: writes, .. } = recovery.finish().unwrap();
+        for write in writes {
+            let at = usize::try_from(write.file_offset).unwrap();
+            superblocks[at..at + write.bytes.len()].copy_from_slice(&write.bytes);
+        }
+        let packer = shard.packer();
+        Self {
+            config,
+            shard,
+            packer,
+            now: Now { instant: Instant::from_nanos(1), wall_ms: 1_000_000 },
+            ring,
+            superblocks,
+            slots,
+            files,
+            memory: kept.into_iter().collect(),
+            answers: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            notes: Vec::new(),
+            requests: 0,
+            hold_flushes: false,
+            held: Vec::new(),
+        }
+    }
+
+    /// A kill: memory is gone, what was written stays.
+    fn restart(self) -> Self {
+        let epoch_before = self.shard.partitions.values().filter_map(|p| p.epoch).max();
+        let configs: Vec<_> = self.shard.partitions.iter().map(|(tp, p)| (*tp, p.config.clone())).collect();
+        let mut next = Self::recover(self.config, self.ring, self.superblocks, self.slots, self.files);
+        let epoch = LeaderEpoch::new(epoch_before.map_or(1, |epoch| epoch.get() + 1));
+        for (tp, config) in configs {
+            next.step(Input::Lead { tp, epoch, config: config.unwrap_or_else(|| settings(|_| ())) });
+        }
+        next
+    }
+
+    fn lead(&mut self, partition: u32, config: TopicConfig) {
+        self.step(Input::Lead { tp: tp(partition), epoch: LeaderEpoch::new(1), config });
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut out = Effects::default();
+        self.shard.step(self.now, input, &mut out);
+        self.shard.step(self.now, Input::Turn, &mut out);
+        let mut completions = self.perform(out);
+        while let Some(completion) = completions.pop() {
+            let mut out = Effects::default();
+            self.shard.step(self.now, completion, &mut out);
+            self.shard.step(self.now, Input::Turn, &mut out);
+            completions.extend(self.perform(out));
+        }
+        assert_eq!(self.shard.broken_invariant(), None);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.instant = self.now.instant.after(time);
+        self.now.wall_ms += i64::try_from(time.as_millis()).unwrap();
+        self.step(Input::Tick);
+    }
+
+    fn flush(&mut self) {
+        for at in std::mem::take(&mut self.held) {
+            self.step(Input::CommitFlushed { at });
+        }
+    }
+
+    fn perform(&mut self, out: Effects) -> Vec<Input> {
+        let mut done = Vec::new();
+        for commit in out.commits {
+            let mut bytes = vec![0xAA; usize::try_from(commit.bytes).unwrap()];
+            self.packer.pack(&commit, &mut bytes);
+            for (index, byte) in bytes.iter().enumerate() {
+                let at = commit.at.plus(index as u64).in_ring(self.config.ring_bytes);
+                self.ring[usize::try_from(at).unwrap()] = *byte;
+            }
+            self.memory.insert(commit.at, Bytes::from(bytes));
+            if self.hold_flushes {
+                self.held.push(commit.at);
+            } else {
+                done.push(Input::CommitFlushed { at: commit.at });
+            }
+        }
+        for extent in out.extents {
+            let mut bytes = Vec::new();
+            for slice in &extent.slices {
+                bytes.extend_from_slice(&self.slice(*slice));
+            }
+            assert_eq!(bytes.len() as u64, extent.bytes);
+            let file = self.files.entry(extent.segment).or_default();
+            let at = usize::try_from(extent.file_position).unwrap();
+            assert!(extent.allocate_to >= (at + bytes.len()) as u64);
+            file.resize(file.len().max(usize::try_from(extent.allocate_to).unwrap()), 0);
+            file[at..at + bytes.len()].copy_from_slice(&bytes);
+            done.push(Input::ExtentFlushed { segment: extent.segment, file_position: extent.file_position });
+        }
+        for seal in out.seals {
+            done.push(Input::Sealed { segment: seal.segment, written: false });
+        }
+        if let Some(write) = out.checkpoint {
+            self.slots[usize::from(write.slot)] = Some(write.bytes);
+            done.push(Input::CheckpointFlushed);
+        }
+        for plan in out.reads {
+            let rows = plan.rows.iter().map(|row| (row.error, self.read(row))).collect();
+            self.reads.insert(plan.request, rows);
+        }
+        for segment in out.removals {
+            assert!(self.files.remove(&segment).is_some(), "a file that is not there was removed");
+        }
+        if let Some(below) = out.release {
+            self.memory = self.memory.split_off(&below);
+        }
+        self.answers.extend(out.answers);
+        self.notes.extend(out.notes);
+        done
+    }
+
+    fn slice(&self, slice: Slice) -> Bytes {
+        let (at, commit) = self.memory.range(..=slice.position).next_back().expect("the bytes are in memory");
+        let from = usize::try_from(slice.position.since(*at)).unwrap();
+        commit.slice(from..from + slice.bytes as usize)
+    }
+
+    fn read(&self, row: &ReadRow) -> Bytes {
+        match &row.source {
+            Source::Nothing => Bytes::new(),
+            Source::Tail(slices) => slices.iter().flat_map(|slice| self.slice(*slice)).collect(),
+            Source::Segment(read) => self.read_segment(read),
+        }
+    }
+
+    fn read_segment(&self, read: &SegmentRead) -> Bytes {
+        let file = &self.files[&read.segment];
+        let start = match read.start {
+            SegmentStart::At(at) => at,
+            SegmentStart::ByIndexFile => BLOCK,
+        };
+        let mut scan = BatchScan::new(read, start);
+        let (mut at, mut wanted, mut bytes) = (start, BLOCK, Vec::new());
+        loop {
+            let from = usize::try_from(at).unwrap();
+            let to = usize::try_from((at + wanted).min(read.file_end)).unwrap();
+            let taken = scan.take(&file[from..to], at).unwrap();
+            for range in taken.ranges {
+                bytes.extend_from_slice(&file[from + range.start..from + range.end]);
+            }
+            match taken.next {
+                Next::Done => return Bytes::from(bytes),
+                Next::Read { from, bytes } => (at, wanted) = (from, bytes.max(BLOCK)),
+            }
+        }
+    }
+
+    fn request(&mut self) -> RequestId {
+        self.requests += 1;
+        RequestId(self.requests)
+    }
+
+    fn produce(&mut self, partition: u32, batch: Bytes) -> RequestId {
+        let request = self.request();
+        let checked =
+            CheckedBatch::check(batch, tp(partition), &BatchLimits { batch_bytes_max: 8 << 20 }).unwrap();
+        let rows = vec![ProduceRow { tp: tp(partition), batch: Ok(checked) }];
+        let deadline = Duration::from_secs(10);
+        self.step(Input::Produce(Produce { request, acks: Acks::All, deadline, rows }));
+        request
+    }
+
+    fn produced(&self, request: RequestId) -> Option<(ErrorCode, u64)> {
+        match self.answers.get(&request)? {
+            Answer::Produce(answer) => Some((answer.rows[0].error, answer.rows[0].base_offset.get())),
+            other => panic!("not an answer to a produce: {other:?}"),
+        }
+    }
+
+    fn fetch(&mut self, partition: u32, offset: u64, wait_ms: u64) -> RequestId {
+        let request = self.request();
+        self.step(Input::Fetch(Fetch {
+            request,
+            wait_max: Duration::from_millis(wait_ms),
+            bytes_min: 1,
+            bytes_max: 1 << 20,
+            rows: vec![FetchRow {
+                tp: tp(partition),
+                offset: Offset::new(offset),
+                bytes_max: 1 << 20,
+                leader_epoch: None,
+            }],
+        }));
+        request
+    }
+
+    /// Every batch of a partition: base offset and the value of its first record.
+    fn read_all(&mut self, partition: u32) -> Vec<(u64, Bytes)> {
+        let snapshot = self.shard.describe(tp(partition)).unwrap();
+        let (mut offset, mut all) = (snapshot.log_start.get(), Vec::new());
+        while offset < snapshot.high_watermark.get() {
+            let request = self.fetch(partition, offset, 0);
+            let rows = self.reads.remove(&request).unwrap();
+            assert_eq!(rows[0].0, ErrorCode::None);
+            let mut run = rows[0].1.clone();
+            assert!(!run.is_empty(), "nothing to read at {offset} of {snapshot:?}");
+            while !run.is_empty() {
+                let bytes = u32::from_le_bytes(run[24..28].try_into().unwrap()) as usize;
+                let batch = CheckedBatch::check_stored(run.split_to(bytes), tp(partition), BodyCheck::Verify)
+                    .unwrap();
+                let base = batch.stamp().unwrap().base_offset.get();
+                offset = base + u64::from(batch.header().last_offset_delta) + 1;
+                all.push((base, value_of(&batch)));
+            }
+        }
+        all
+    }
+}
+
+fn value_of(batch: &CheckedBatch) -> Bytes {
+    let mut records = corelog_wire::records::Records::new(batch.body(), batch.header().record_count);
+    records.next().unwrap().unwrap().value.unwrap()
+}
+
+fn batch_of(partition: u32, producer: i64, sequence: i32, records: u32, value: &[u8]) -> Bytes {
+    let mut body = RecordsBuilder::with_capacity(0);
+    for record in 0..records {
+        body.push(record, 0, None, Some(value), &[]).unwrap();
+    }
+    let fields = BatchFields {
+        producer_id: ProducerId::new(producer),
+        producer_epoch: ProducerEpoch::new(0),
+        base_sequence: Sequence::new(sequence),
+        ..BatchFields::plain(records, 500)
+    };
+    body.into_batch(&fields, tp(partition))
+}
+
+#[test]
+fn an_acknowledgement_follows_the_flush() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.hold_flushes = true;
+    let request = hands.produce(0, batch_of(0, 1, 0, 3, b"a"));
+    let waiting = hands.fetch(0, 0, 1_000);
+    assert_eq!(hands.produced(request), None);
+    assert!(!hands.reads.contains_key(&waiting));
+    hands.flush();
+    assert_eq!(hands.produced(request), Some((ErrorCode::None, 0)));
+    assert!(hands.reads.contains_key(&waiting));
+    assert_eq!(hands.shard.describe(tp(0)).unwrap().high_watermark, Offset::new(3));
+}
+
+#[test]
+fn a_memory_topic_is_acknowledged_before_the_flush() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.durability = Durability::Memory));
+    hands.hold_flushes = true;
+    let request = hands.produce(0, batch_of(0, 1, 0, 1, b"a"));
+    assert_eq!(hands.produced(request), Some((ErrorCode::None, 0)));
+    assert_eq!(hands.read_all(0), [(0, Bytes::from_static(b"a"))]);
+}
+
+#[test]
+fn a_duplicate_is_answered_with_the_first_offsets_when_those_are_durable() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.hold_flushes = true;
+    hands.produce(0, batch_of(0, 1, 0, 2, b"a"));
+    let again = hands.produce(0, batch_of(0, 1, 0, 2, b"a"));
+    assert_eq!(hands.produced(again), None);
+    hands.flush();
+    assert_eq!(hands.produced(again), Some((ErrorCode::None, 0)));
+    let gap = hands.produce(0, batch_of(0, 1, 5, 1, b"b"));
+    assert_eq!(hands.produced(gap).unwrap().0, ErrorCode::OutOfOrderSequence);
+    let unknown = hands.produce(0, batch_of(0, 2, 5, 1, b"b"));
+    assert_eq!(hands.produced(unknown).unwrap().0, ErrorCode::UnknownProducer);
+}
+
+#[test]
+fn a_deadline_answers_what_is_not_durable_as_unknown() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.hold_flushes = true;
+    let request = hands.produce(0, batch_of(0, 1, 0, 1, b"a"));
+    hands.pass(Duration::from_secs(11));
+    assert_eq!(hands.produced(request).unwrap().0, ErrorCode::Deadline);
+    hands.flush();
+    assert_eq!(hands.read_all(0).len(), 1);
+}
+
+/// Many laps of a ring of 1 MiB, over several partitions and segments, with kills in between.
+#[test]
+fn everything_acknowledged_is_read_back_after_kills_and_laps_of_the_ring() {
+    let mut hands = Hands::new(small());
+    for partition in 0..3 {
+        hands.lead(partition, settings(|config| config.segment_bytes = 1 << 20));
+    }
+    let mut written: [Vec<(u64, Bytes)>; 3] = Default::default();
+    let mut seed = 0x9E37_79B9_7F4A_7C15_u64;
+    for round in 0..600_i32 {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let partition = u32::try_from(seed % 3).unwrap();
+        let value = vec![u8::try_from(round % 251).unwrap(); usize::try_from(seed % 40_000).unwrap() + 1];
+        let sequence = i32::try_from(written[partition as usize].len()).unwrap();
+        let request =
+            hands.produce(partition, batch_of(partition, i64::from(partition), sequence, 1, &value));
+        let (error, offset) = hands.produced(request).unwrap();
+        assert_eq!(error, ErrorCode::None, "{:?}", hands.answers[&request]);
+        written[partition as usize].push((offset, Bytes::from(value)));
+        if round % 97 == 96 {
+            hands = hands.restart();
+        }
+        if round % 53 == 0 {
+            hands.pass(Duration::from_millis(100));
+        }
+    }
+    hands = hands.restart();
+    for partition in 0..3_u32 {
+        assert_eq!(hands.read_all(partition), written[partition as usize], "partition {partition}");
+    }
+    assert!(hands.shard.ring.head().get() > 8 * MIB, "the ring went around");
+}
+
+#[test]
+fn an_old_slot_serves_when_the_newest_is_bad() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    let mut written = Vec::new();
+    for round in 0..200_i32 {
+        let value = vec![1; 9_000];
+        let request = hands.produce(0, batch_of(0, 1, round, 1, &value));
+        written.push((hands.produced(request).unwrap().1, Bytes::from(value)));
+    }
+    assert!(hands.shard.checkpoints >= 2);
+    let newest = usize::from(hands.shard.generation % 2 == 1);
+    hands.slots[newest].as_mut().unwrap()[20] ^= 1;
+    let mut hands = hands.restart();
+    assert_eq!(hands.read_all(0), written);
+}
+
+#[test]
+fn retention_by_time_clears_an_idle_partition() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.retention_ms = Some(60_000)));
+    hands.produce(0, batch_of(0, 1, 0, 1, b"a"));
+    hands.pass(Duration::from_secs(30));
+    assert_eq!(hands.shard.describe(tp(0)).unwrap().log_start, Offset::ZERO);
+    hands.pass(Duration::from_secs(31));
+    let snapshot = hands.shard.describe(tp(0)).unwrap();
+    assert_eq!((snapshot.log_start, snapshot.log_end, snapshot.bytes), (Offset::new(1), Offset::new(1), 0));
+    let late = hands.fetch(0, 0, 0);
+    assert_eq!(hands.reads[&late][0].0, ErrorCode::OffsetOutOfRange);
+    let mut hands = hands.restart();
+    let request = hands.produce(0, batch_of(0, 1, 1, 1, b"b"));
+    assert_eq!(hands.produced(request), Some((ErrorCode::None, 1)));
+}
+
+#[test]
+fn a_full_budget_blocks_or_drops_the_oldest() {
+    for policy in [FullPolicy::BlockProducer, FullPolicy::DropOldest] {
+        let mut hands = Hands::new(ShardConfig { disk_bytes_max: 6 * MIB, ..small() });
+        hands.lead(
+            0,
+            settings(|config| {
+                config.full_policy = policy;
+                config.segment_bytes = 1 << 20;
+            }),
+        );
+        let value = vec![3; 60_000];
+        let mut refused = 0;
+        for sequence in 0..300 {
+            let request = hands.produce(0, batch_of(0, -1, -1, 1, &value));
+            match hands.produced(request).unwrap().0 {
+                ErrorCode::None => {}
+                ErrorCode::DiskFull => refused += 1,
+                other => panic!("{other:?} at {sequence}"),
+            }
+        }
+        let on_disk: usize = hands.files.values().map(Vec::len).sum();
+        assert!(on_disk as u64 <= 6 * MIB, "{policy:?}: {on_disk} bytes");
+        assert_eq!(refused > 0, policy == FullPolicy::BlockProducer, "{policy:?}");
+        let log_start = hands.shard.describe(tp(0)).unwrap().log_start.get();
+        assert_eq!(log_start > 0, policy == FullPolicy::DropOldest, "{policy:?}");
+        hands.read_all(0);
+    }
+}
+
+#[test]
+fn records_can_be_deleted_and_a_removed_partition_leaves_nothing() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.segment_bytes = 1 << 20));
+    let value = vec![9; 50_000];
+    for sequence in 0..100 {
+        hands.produce(0, batch_of(0, 1, sequence, 1, &value));
+    }
+    assert!(hands.files.len() > 1);
+    let request = hands.request();
+    hands.step(Input::DeleteRecords { request, rows: vec![(tp(0), Offset::new(70))] });
+    assert!(
+        matches!(&hands.answers[&request], Answer::DeleteRecords(answer) if answer.rows[0].log_start.get() == 70)
+    );
+    assert_eq!(hands.read_all(0).first().unwrap().0, 70);
+    hands = hands.restart();
+    assert_eq!(hands.read_all(0).first().unwrap().0, 70);
+    hands.step(Input::Remove { tp: tp(0) });
+    assert!(hands.files.is_empty(), "{:?}", hands.files.keys());
+    assert_eq!(hands.shard.describe(tp(0)), None);
+    let hands = Hands::recover(hands.config, hands.ring, hands.superblocks, hands.slots, hands.files);
+    assert_eq!(hands.shard.describe(tp(0)), None);
+}
+
+#[test]
+fn a_failed_flush_poisons_and_what_was_durable_stays_readable() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.produce(0, batch_of(0, 1, 0, 1, b"a"));
+    hands.hold_flushes = true;
+    let request = hands.produce(0, batch_of(0, 1, 1, 1, b"b"));
+    let at = hands.held[0];
+    hands.step(Input::CommitFailed { at });
+    assert_eq!(hands.produced(request).unwrap().0, ErrorCode::LogPoisoned);
+    let refused = hands.produce(0, batch_of(0, 1, 2, 1, b"c"));
+    assert_eq!(hands.produced(refused).unwrap().0, ErrorCode::LogPoisoned);
+    assert_eq!(hands.read_all(0), [(0, Bytes::from_static(b"a"))]);
+    assert!(matches!(hands.notes[..], [Note::Poisoned { .. }]));
+}
+
+#[test]
+fn a_rotten_commit_below_the_mark_is_corruption_and_nothing_is_cut() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    for sequence in 0..3 {
+        hands.produce(0, batch_of(0, 1, sequence, 1, b"acked"));
+    }
+    let second = usize::try_from(BLOCK).unwrap();
+    hands.ring[second + 200] ^= 0x40;
+    let before = hands.ring.clone();
+    let mut hands = hands.restart();
+    assert!(hands.shard.snapshot().read_only);
+    let refused = hands.produce(0, batch_of(0, 1, 3, 1, b"more"));
+    assert_eq!(hands.produced(refused).unwrap().0, ErrorCode::ReadOnly);
+    assert_eq!(hands.read_all(0).len(), 1);
+    assert_eq!(hands.ring, before);
+}
+
+#[test]
+fn a_torn_last_commit_is_cut_and_the_log_goes_on() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.produce(0, batch_of(0, 1, 0, 1, b"acked"));
+    hands.hold_flushes = true;
+    hands.produce(0, batch_of(0, 1, 1, 1, b"not acked"));
+    let torn = usize::try_from(BLOCK).unwrap();
+    hands.ring[torn + 200] ^= 0x40;
+    let mut hands = hands.restart();
+    let request = hands.produce(0, batch_of(0, 1, 1, 1, b"again"));
+    assert_eq!(hands.produced(request), Some((ErrorCode::None, 1)));
+    let all: Vec<_> = hands.read_all(0).into_iter().map(|(_, value)| value).collect();
+    assert_eq!(all, [Bytes::from_static(b"acked"), Bytes::from_static(b"again")]);
+}
+
+#[test]
+fn an_idle_shard_marks_its_last_commit() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.produce(0, batch_of(0, 1, 0, 1, b"acked"));
+    assert!(hands.shard.next_deadline().is_some());
+    hands.pass(Duration::from_millis(60));
+    hands.ring[200] ^= 1;
+    let hands = hands.restart();
+    assert!(hands.shard.snapshot().read_only, "rot in a marked commit is told from a torn tail");
+}
+
+#[test]
+fn offsets_are_found_by_time_in_memory() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    for sequence in 0..3 {
+        hands.produce(0, batch_of(0, 1, sequence, 1, b"x"));
+    }
+    for (at, expected) in
+        [(At::Earliest, 0), (At::Latest, 3), (At::Timestamp(400), 0), (At::Timestamp(501), 3)]
+    {
+        let request = hands.request();
+        hands.step(Input::ListOffsets { request, rows: vec![ListOffsetsRow { tp: tp(0), at }] });
+        let Answer::ListOffsets(answer) = &hands.answers[&request] else { panic!("{at:?}") };
+        assert_eq!(answer.rows[0].offset.get(), expected, "{at:?}");
+    }
+}
+
+#[test]
+fn a_clean_stop_is_checkpointed() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.produce(0, batch_of(0, 1, 0, 1, b"x"));
+    hands.step(Input::Drain);
+    assert_eq!(hands.notes, [Note::Drained]);
+    let refused = hands.produce(0, batch_of(0, 1, 1, 1, b"y"));
+    assert_eq!(hands.produced(refused).unwrap().0, ErrorCode::ShuttingDown);
+    assert_eq!(RING_DATA_START, 2 * BLOCK);
+}
+
+#[test]
+fn more_than_the_ring_holds_waits_for_room_and_is_acknowledged_in_order() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.hold_flushes = true;
+    // All at once, three times what the ring holds: a checkpoint waits for what is queued, so what is queued must
+    // always have room.
+    let value = vec![7; 10_000];
+    let requests: Vec<RequestId> =
+        (0..300).map(|_| hands.produce(0, batch_of(0, -1, -1, 1, &value))).collect();
+    let mut next = 0;
+    for _ in 0..3_000 {
+        hands.flush();
+        while next < requests.len()
+            && let Some(produced) = hands.produced(requests[next])
+        {
+            assert_eq!(produced, (ErrorCode::None, next as u64));
+            next += 1;
+        }
+    }
+    assert_eq!(next, requests.len(), "{:?}", hands.shard.snapshot());
+}
+
+#[test]
+fn who_waits_for_room_is_told_when_the_deadline_passes_and_nothing_was_appended() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    hands.hold_flushes = true;
+    let value = vec![7; 10_000];
+    let requests: Vec<RequestId> =
+        (0..300).map(|_| hands.produce(0, batch_of(0, -1, -1, 1, &value))).collect();
+    let appended = hands.shard.describe(tp(0)).unwrap().log_end.get();
+    assert!(appended < 300);
+    hands.now.instant = hands.now.instant.after(Duration::from_secs(31));
+    hands.step(Input::Tick);
+    assert_eq!(hands.produced(requests[299]), Some((ErrorCode::Throttled, 0)));
+    assert_eq!(hands.shard.describe(tp(0)).unwrap().log_end.get(), appended);
+}

@@ -1,0 +1,57 @@
+#!/bin/sh
+# Shows that the simulator finds each seeded fault: builds it, runs seeds until one fails, prints the seed and the time.
+# Usage: broker/sim/mutants.sh [NAME...]   SEEDS=n bounds the seeds, MINUTES=n the time of each (10).
+set -eu
+cd "$(dirname "$0")/../.."
+
+MUTANTS="
+ack_max_not_prefix
+buffer_reused
+checkpoint_before_its_journal
+door_takes_any_topic
+duplicate_acked_at_once
+duplicates_appended
+extent_entry_before_flush
+failed_flush_ignored
+files_go_before_the_log_start_is_durable
+flush_beside_write
+flush_retried
+leader_counts_memory
+no_folder_flush
+old_producer_epoch_appends
+recovery_cuts_at_first_bad
+recovery_ignores_chain
+recovery_ignores_sessions
+refused_what_may_land
+ring_ignores_older_slot
+session_before_flush
+silence_taken_for_refusal
+"
+SEEDS="${SEEDS:-100000}"
+MINUTES="${MINUTES:-10}"
+target="${CARGO_TARGET_DIR:-$PWD/target}/mutants"
+mkdir -p "$target"
+missed=0
+
+for mutant in ${*:-$MUTANTS}; do
+    # Only the workspace's own crates are built anew: the name of the wrapper tells cargo that they differ.
+    wrapper="$target/rustc-$mutant.sh"
+    printf '#!/bin/sh\nexec "$@" --cfg '\''mutant="%s"'\''\n' "$mutant" >"$wrapper"
+    chmod +x "$wrapper"
+    RUSTC_WORKSPACE_WRAPPER="$wrapper" CARGO_TARGET_DIR="$target" \
+        cargo build --quiet --release --locked --package corelog-sim
+    started="$(date +%s)"
+    status=0
+    timeout "$((MINUTES * 60))" "$target/release/corelog-sim" --seeds "0..$SEEDS" >"$target/$mutant.log" 2>&1 ||
+        status=$?
+    seconds="$(($(date +%s) - started))"
+    if [ "$status" -eq 0 ] || [ "$status" -eq 124 ]; then
+        printf '%-42s MISSED after %s s\n' "$mutant" "$seconds"
+        missed=$((missed + 1))
+    else
+        seed="$(sed -n 's/.*make sim SEED=//p' "$target/$mutant.log" | tail -n 1)"
+        what="$(sed -n -e 's/^FAILED: //p' -e '/panicked at/{n;p;}' "$target/$mutant.log" | head -n 1 | cut -c 1-110)"
+        printf '%-42s seed %-5s %3s s  %s\n' "$mutant" "$seed" "$seconds" "$what"
+    fi
+done
+[ "$missed" -eq 0 ]

@@ -1,0 +1,270 @@
+//! The administration's HTTP: health, metrics, and the JSON that tools and the console read.
+//!
+//! Runs on the control thread. Everything is read from a [`state::Snapshot`] that is taken per request; nothing here
+//! can change the broker. Invariants: an answer comes within [`PATIENCE`], if need be "the broker does not answer";
+//! at most [`SNAPSHOTS_MAX`] pictures are being taken at once, whoever asks how often.
+//!
+//! `GET /healthz` is 200 while the broker answers; `/readyz` is 200 while it serves and nothing is wrong; `/metrics`
+//! is OpenMetrics text; `/v1/broker`, `/v1/topics`, `/v1/topics/{name}` and `/v1/partitions` are JSON.
+
+pub mod gather;
+mod metrics;
+pub mod state;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+
+use state::{BrokerInfo, PartitionInfo, Phase, Question, Snapshot, Sources, TopicInfo};
+
+/// How long a picture may take.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// Pictures that are taken at once.
+pub const SNAPSHOTS_MAX: usize = 4;
+
+/// Serves until `stop` is ready, then finishes the answers under way.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    sources: Sources,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router(sources)).with_graceful_shutdown(stop).await
+}
+
+/// What answers which path.
+pub fn router(sources: Sources) -> Router {
+    router_within(sources, PATIENCE)
+}
+
+fn router_within(sources: Sources, patience: Duration) -> Router {
+    let admin = Admin { sources, patience, taking: Arc::new(Semaphore::new(SNAPSHOTS_MAX)) };
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(openmetrics))
+        .route("/v1/broker", get(broker))
+        .route("/v1/topics", get(topics))
+        .route("/v1/topics/{name}", get(topic))
+        .route("/v1/partitions", get(partitions))
+        .fallback(unknown_path)
+        .with_state(admin)
+}
+
+#[derive(Clone)]
+struct Admin {
+    sources: Sources,
+    patience: Duration,
+    taking: Arc<Semaphore>,
+}
+
+/// Why there is no picture.
+struct Silent;
+
+impl IntoResponse for Silent {
+    fn into_response(self) -> Response {
+        refusal(StatusCode::SERVICE_UNAVAILABLE, "the broker does not answer")
+    }
+}
+
+impl Admin {
+    fn phase(&self) -> Phase {
+        *self.sources.phase.borrow()
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, Silent> {
+        self.ask(Question::Picture).await
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, Silent> {
+        let asked = async {
+            let _turn = self.taking.acquire().await.map_err(|_| Silent)?;
+            let (reply, answer) = oneshot::channel();
+            self.sources.questions.send(question(reply)).await.map_err(|_| Silent)?;
+            answer.await.map_err(|_| Silent)
+        };
+        tokio::time::timeout(self.patience, asked).await.unwrap_or(Err(Silent))
+    }
+}
+
+/// What is wrong with the broker, in sentences.
+fn problems(snapshot: &Snapshot) -> Vec<String> {
+    let mut problems = snapshot.broker.problems.clone();
+    problems.extend(snapshot.silent.iter().map(|shard| format!("shard {shard} does not answer")));
+    for shard in &snapshot.shards {
+        let number = shard.shard;
+        if shard.poisoned {
+            problems.push(format!("shard {number}: a write fault has stopped its log; look at the disk"));
+        }
+        if shard.read_only {
+            problems.push(format!("shard {number}: its journal is corrupt; it serves reads only"));
+        }
+        if shard.disk_full {
+            problems.push(format!("shard {number}: the disk or its budget is full; producers wait"));
+        }
+    }
+    problems
+}
+
+async fn health(State(admin): State<Admin>) -> Response {
+    match admin.snapshot().await {
+        Ok(snapshot) if snapshot.silent.is_empty() => "ok\n".into_response(),
+        Ok(snapshot) => (StatusCode::SERVICE_UNAVAILABLE, lines(&problems(&snapshot))).into_response(),
+        // Before the first shard is up there is nobody to ask, and nothing is wrong.
+        Err(Silent) if admin.phase() == Phase::Starting => "ok\n".into_response(),
+        Err(silent) => silent.into_response(),
+    }
+}
+
+async fn ready(State(admin): State<Admin>) -> Response {
+    let waiting = match admin.phase() {
+        Phase::Ready => match admin.snapshot().await {
+            Ok(snapshot) => problems(&snapshot),
+            Err(silent) => return silent.into_response(),
+        },
+        Phase::Starting => vec!["the broker is starting".to_owned()],
+        Phase::Stopping => vec!["the broker is stopping".to_owned()],
+    };
+    if waiting.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, lines(&waiting)).into_response()
+}
+
+async fn openmetrics(State(admin): State<Admin>) -> Result<Response, Silent> {
+    let phase = admin.phase();
+    Ok(match metrics::encode(admin.snapshot().await?, phase) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(_) => refusal(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written"),
+    })
+}
+
+/// `/v1/broker`: what it is and how it is.
+#[derive(Serialize)]
+struct BrokerBody {
+    #[serde(flatten)]
+    broker: BrokerInfo,
+    phase: Phase,
+}
+
+async fn broker(State(admin): State<Admin>) -> Result<Response, Silent> {
+    let phase = admin.phase();
+    let snapshot = admin.snapshot().await?;
+    let broker = BrokerInfo { problems: problems(&snapshot), ..snapshot.broker };
+    Ok(Json(BrokerBody { broker, phase }).into_response())
+}
+
+/// `/v1/topics`.
+#[derive(Serialize)]
+struct Topics {
+    topics: Vec<TopicLine>,
+}
+
+/// One line of `/v1/topics`.
+#[derive(Serialize)]
+struct TopicLine {
+    name: String,
+    id: String,
+    partitions: usize,
+    replication_factor: u16,
+    bytes: u64,
+}
+
+async fn topics(State(admin): State<Admin>) -> Result<Response, Silent> {
+    let line = |topic: TopicInfo| TopicLine {
+        partitions: topic.partitions.len(),
+        replication_factor: topic.replication_factor,
+        bytes: topic.partitions.iter().filter_map(|partition| partition.standing).map(|at| at.bytes).sum(),
+        name: topic.name,
+        id: topic.id,
+    };
+    let lines: Vec<TopicLine> = admin.snapshot().await?.topics.into_iter().map(line).collect();
+    Ok(Json(Topics { topics: lines }).into_response())
+}
+
+async fn topic(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Response, Silent> {
+    let topics = admin.snapshot().await?.topics;
+    let Some(topic) = topics.into_iter().find(|topic| topic.name == name) else {
+        return Ok(no_topic(&name));
+    };
+    // It may have been deleted in between.
+    let config = admin.ask(|reply| Question::Settings { topic: name.clone(), reply }).await?;
+    Ok(match config {
+        Some(config) => Json(TopicInfo { config, ..topic }).into_response(),
+        None => no_topic(&name),
+    })
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartitionsQuery {
+    topic: Option<String>,
+}
+
+/// `/v1/partitions`.
+#[derive(Serialize)]
+struct Partitions {
+    partitions: Vec<PartitionLine>,
+}
+
+/// One line of `/v1/partitions`.
+#[derive(Serialize)]
+struct PartitionLine {
+    topic: String,
+    #[serde(flatten)]
+    partition: PartitionInfo,
+}
+
+async fn partitions(
+    State(admin): State<Admin>,
+    query: Result<Query<PartitionsQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Silent> {
+    let Ok(Query(PartitionsQuery { topic: wanted })) = query else {
+        return Ok(refusal(StatusCode::BAD_REQUEST, "the only parameter is topic=NAME"));
+    };
+    let mut topics = admin.snapshot().await?.topics;
+    if let Some(name) = &wanted {
+        topics.retain(|topic| topic.name == *name);
+        if topics.is_empty() {
+            return Ok(no_topic(name));
+        }
+    }
+    let lines = |topic: TopicInfo| {
+        let name = topic.name;
+        let line = move |partition| PartitionLine { topic: name.clone(), partition };
+        topic.partitions.into_iter().map(line)
+    };
+    let lines: Vec<PartitionLine> = topics.into_iter().flat_map(lines).collect();
+    Ok(Json(Partitions { partitions: lines }).into_response())
+}
+
+async fn unknown_path() -> Response {
+    let paths = "/healthz /readyz /metrics /v1/broker /v1/topics /v1/topics/{name} /v1/partitions";
+    refusal(StatusCode::NOT_FOUND, &format!("there is nothing here; known paths: {paths}"))
+}
+
+fn no_topic(name: &str) -> Response {
+    refusal(StatusCode::NOT_FOUND, &format!("there is no topic {name:?}"))
+}
+
+fn refusal(status: StatusCode, message: &str) -> Response {
+    (status, Json(json!({ "error": message }))).into_response()
+}
+
+fn lines(sentences: &[String]) -> String {
+    sentences.iter().flat_map(|sentence| [sentence.as_str(), "\n"]).collect()
+}
+
+#[cfg(test)]
+mod tests;

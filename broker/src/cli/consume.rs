@@ -1,0 +1,132 @@
+//! `corelog consume`: the records of a topic, to standard output.
+//!
+//! Invariants: values are written as they are, nothing added; `--until-end` stops exactly at the records that were there
+//! when the command began.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, IsTerminal, Write};
+
+use corelog_client::{Batch, Client, Reader, Start};
+
+use super::args::ConsumeArgs;
+use super::failure::Failure;
+use super::format::{Format, Template};
+use super::progress::Progress;
+use super::{OutputFormat, connect, interrupted};
+
+/// What is gathered before it is written.
+const OUT_BYTES: usize = 1 << 20;
+
+pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), Failure> {
+    let format = match (output, &args.format) {
+        (OutputFormat::Json, Some(_)) => {
+            return Err(Failure::Usage("--format and --output json exclude each other".to_owned()));
+        }
+        (OutputFormat::Json, None) => Format::Json,
+        (OutputFormat::Text, None) => Format::Value,
+        (OutputFormat::Text, Some(text)) => Format::Template(Template::parse(text).map_err(Failure::Usage)?),
+    };
+    if args.count == Some(0) {
+        return Ok(());
+    }
+    let client = connect(&args.client).await?;
+    let ends = if args.until_end { Some(ends(&client, &args).await?) } else { None };
+    if ends.as_ref().is_some_and(BTreeMap::is_empty) {
+        return Ok(());
+    }
+    let reader = match args.partition {
+        Some(partition) => client.reader(&args.topic, partition),
+        None => client.topic_reader(&args.topic),
+    };
+    let reader = reader.from(args.from).build()?;
+    let stdout = io::stdout();
+    let progress = Progress::new(None, output, stdout.is_terminal());
+    let out = BufWriter::with_capacity(OUT_BYTES, stdout);
+    let mut job = Job { format, ends, remaining: args.count, out, progress };
+    let copied = tokio::select! {
+        copied = job.copy(&reader) => copied,
+        interrupt = interrupted() => Err(interrupt),
+    };
+    let flushed = job.out.flush().map_err(|error| Failure::output(&error));
+    reader.close();
+    copied?;
+    flushed?;
+    job.progress.finish("read");
+    Ok(())
+}
+
+/// The partitions that have something to read now, and where each ends.
+async fn ends(client: &Client, args: &ConsumeArgs) -> Result<BTreeMap<u32, u64>, Failure> {
+    let admin = client.admin();
+    let starts = admin.list_offsets(&args.topic, args.from).await?;
+    let ends = admin.list_offsets(&args.topic, Start::Latest).await?;
+    let wanted = |partition: u32| args.partition.is_none_or(|only| only == partition);
+    if !ends.iter().any(|end| wanted(end.partition)) {
+        let partition = args.partition.unwrap_or_default();
+        let reason =
+            format!("topic {} has {} partitions, but no partition {partition}", args.topic, ends.len());
+        return Err(Failure::Usage(reason));
+    }
+    // An offset beyond the end is left in: the broker says what is wrong with it.
+    let beyond = matches!(args.from, Start::Offset(_));
+    let pairs = starts.iter().zip(&ends).filter(|(_, end)| wanted(end.partition));
+    let pairs =
+        pairs.filter(|(start, end)| start.offset < end.offset || (beyond && start.offset > end.offset));
+    Ok(pairs.map(|(_, end)| (end.partition, end.offset)).collect())
+}
+
+struct Job<W: Write> {
+    format: Format,
+    /// The partitions that have not been read to their end, if there is one.
+    ends: Option<BTreeMap<u32, u64>>,
+    /// Records still to be written, if they are counted.
+    remaining: Option<u64>,
+    out: BufWriter<W>,
+    progress: Progress,
+}
+
+impl<W: Write> Job<W> {
+    async fn copy(&mut self, reader: &Reader) -> Result<(), Failure> {
+        loop {
+            let mut batch = reader.try_next()?;
+            if batch.is_none() {
+                // Whoever reads the output should not wait while we do.
+                self.out.flush().map_err(|error| Failure::output(&error))?;
+                batch = reader.next().await?;
+            }
+            let Some(batch) = batch else { return Ok(()) };
+            self.write(&batch).map_err(|error| Failure::output(&error))?;
+            if self.remaining == Some(0) {
+                return Ok(());
+            }
+            if let Some(ends) = &mut self.ends {
+                ends.retain(|&partition, end| partition != batch.partition() || *end > batch.next_offset());
+                if ends.is_empty() {
+                    return Ok(());
+                }
+            }
+            // A turn for the driver, so that it fetches while we write.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn write(&mut self, batch: &Batch) -> io::Result<()> {
+        let end = match &self.ends {
+            None => u64::MAX,
+            // A partition that was read to its end, or had nothing to read.
+            Some(ends) => ends.get(&batch.partition()).copied().unwrap_or(0),
+        };
+        let (mut bytes, mut records) = (0, 0);
+        for record in batch {
+            if record.offset() >= end || self.remaining == Some(0) {
+                break;
+            }
+            self.format.write(&record, batch.topic(), &mut self.out)?;
+            bytes += record.value().map_or(0, <[u8]>::len) as u64;
+            records += 1;
+            self.remaining = self.remaining.map(|remaining| remaining - 1);
+        }
+        self.progress.add(bytes, records);
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! The command line: what `corelog` understands, and the commands that speak to a broker as any client does.
+//!
+//! Called by `main`. Commands that run or examine a broker are handed to [`Server`], so that this room knows no shard and
+//! no disk. Invariants: what was asked for goes to standard output, everything else to standard error; an error says what
+//! to do next; the exit code says whose turn it is: 0 done, 1 fault, 2 usage or configuration, 3 refused by the broker,
+//! 4 unreachable or deadline, 130 interrupted.
+
+mod args;
+mod consume;
+mod failure;
+mod format;
+mod input;
+mod produce;
+mod progress;
+mod topic;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use corelog_client::Client;
+
+use self::args::{Cli, ClientArgs, Command};
+pub use self::args::{DevArgs, DoctorArgs, OutputFormat, ServeArgs};
+use self::failure::Failure;
+
+/// The commands that are not a client's.
+pub struct Server {
+    /// `corelog dev`: a broker for trying things out.
+    pub dev: fn(DevArgs) -> ExitCode,
+    /// `corelog serve`: a broker by its configuration.
+    pub serve: fn(ServeArgs) -> ExitCode,
+    /// `corelog doctor`: what stands in the way of a broker on this machine.
+    pub doctor: fn(DoctorArgs, OutputFormat) -> ExitCode,
+}
+
+/// Does what the command line asks for. The first of `args` is the program's name.
+pub fn run(args: impl IntoIterator<Item = OsString>, server: &Server) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are errors in this sense too, with exit code 0.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let output = cli.output;
+    match cli.command {
+        Command::Dev(args) => (server.dev)(args),
+        Command::Serve(args) => (server.serve)(args),
+        Command::Doctor(args) => (server.doctor)(args, output),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "corelog", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Command::Topic(args) => client_command(output, topic::run(args, output)),
+        Command::Produce(args) => client_command(output, produce::run(args, output)),
+        Command::Consume(args) => client_command(output, consume::run(args, output)),
+    }
+}
+
+/// Runs a client's command on a runtime of one thread: there is one core's work to do, and no other thread to wait for.
+fn client_command(output: OutputFormat, command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::fault("cannot start", &error).report(output),
+    };
+    let result = runtime.block_on(command);
+    // Whatever is still under way in the background has nobody who waits for it.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(output),
+    }
+}
+
+/// A client of the broker that the arguments name.
+async fn connect(args: &ClientArgs) -> Result<Client, Failure> {
+    let builder = Client::builder().bootstrap(&args.bootstrap).client_name("corelog");
+    Ok(builder.connect().await?)
+}
+
+/// Ends with [`Failure::Interrupted`] when the user presses Ctrl-C.
+async fn interrupted() -> Failure {
+    match tokio::signal::ctrl_c().await {
+        Ok(()) => Failure::Interrupted,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! Checkpoint slots: two files, written in turn, each in place.
+//!
+//! A slot that is torn by a crash is told by its checksums, and the other one counts.
+
+use super::error::{DiskError, Result};
+use super::file::File;
+use super::journal::copied;
+use super::segments::sync_folder;
+use crate::rt;
+use corelog_core::shard::CheckpointWrite;
+use std::path::{Path, PathBuf};
+
+/// Largest write.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Name of a slot's file.
+pub(super) fn file_name(slot: u8) -> String {
+    format!("checkpoint-{slot}")
+}
+
+/// Writes a slot and makes it durable.
+pub(super) async fn write(folder: &Path, checkpoint: &CheckpointWrite) -> Result<()> {
+    let path: PathBuf = folder.join(file_name(checkpoint.slot));
+    let is_new = !path.exists();
+    let file = File::open(&path, true).await?;
+    let bytes = checkpoint.bytes.len() as u64;
+    file.set_size(bytes).await?;
+    file.allocate(bytes).await?;
+    let mut at = 0;
+    for piece in checkpoint.bytes.chunks(PIECE_BYTES) {
+        file.write(copied(piece), at).await?;
+        at += piece.len() as u64;
+        rt::yield_if_needed().await;
+    }
+    file.flush().await?;
+    file.close().await?;
+    if is_new {
+        let folder = folder.to_owned();
+        let synced = folder.clone();
+        rt::blocking(move || sync_folder(&synced))
+            .await
+            .map_err(|error| DiskError::system("flushing", &folder, error))?;
+    }
+    Ok(())
+}

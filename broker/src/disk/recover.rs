@@ -1,0 +1,124 @@
+//! From files to a shard that may start: drives `corelog_core::recovery`.
+//!
+//! Called by `node` once per shard and start, on the shard's own executor. What is read may still be only in the
+//! drive's cache after a kill; the flush of the superblock, which comes before the shard is used, covers it.
+
+use super::checkpoint;
+use super::error::DiskError;
+use super::file::{File, probe, read_whole};
+use super::journal::{self, copied};
+use super::segments::sync_folder;
+use crate::rt;
+use bytes::Bytes;
+use corelog_core::journal::{Position, RING_DATA_START};
+use corelog_core::recovery::{Recovered, Recovery, RecoveryFault, Report};
+use corelog_core::shard::{Shard, ShardConfig};
+use rustix::fs::{FallocateFlags, fallocate, statfs};
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// File systems in memory: what is flushed there is gone with the power, and direct I/O does not exist.
+const IN_MEMORY: [(i64, &str); 2] = [(0x0102_1994, "tmpfs"), (0x8584_58f6, "ramfs")];
+
+/// Why a shard does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its files cannot be read or written.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// What is in them does not make a shard.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryFault),
+    /// Not a place for a log.
+    #[error("{path} is on {file_system}, which is memory: choose a data directory on a disk (ext4 or XFS)")]
+    InMemory {
+        /// Which folder.
+        path: String,
+        /// The kind of its file system.
+        file_system: &'static str,
+    },
+}
+
+/// Makes the files of a shard that never was, durable when this returns. Blocking; before any executor opens them.
+/// A start that did not come this far is repeated as a whole, so files that are there are written anew.
+///
+/// # Errors
+/// The file system refuses, or is none.
+pub fn format(folder: &Path, config: &ShardConfig) -> Result<(), OpenError> {
+    refuse_memory(folder.parent().unwrap_or(folder))?;
+    let system = |what, path: &Path| {
+        let path = path.to_owned();
+        move |error| DiskError::system(what, &path, error)
+    };
+    std::fs::create_dir_all(folder).map_err(system("making", folder))?;
+    let contents = corelog_core::recovery::format(config);
+    let journal = folder.join("journal");
+    let bytes = RING_DATA_START + config.ring_bytes;
+    write_new(&journal, &contents.superblocks, Some(bytes)).map_err(system("writing", &journal))?;
+    let slot = folder.join(checkpoint::file_name(contents.checkpoint.slot));
+    write_new(&slot, &contents.checkpoint.bytes, None).map_err(system("writing", &slot))?;
+    sync_folder(folder).map_err(system("flushing", folder))?;
+    if let Some(above) = folder.parent() {
+        sync_folder(above).map_err(system("flushing", above))?;
+    }
+    Ok(())
+}
+
+fn write_new(path: &Path, content: &[u8], allocate: Option<u64>) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(path)?;
+    if let Some(bytes) = allocate {
+        fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
+    }
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Refuses a folder on a file system that is memory.
+///
+/// # Errors
+/// [`OpenError::InMemory`], or the folder cannot be looked at.
+pub fn refuse_memory(folder: &Path) -> Result<(), OpenError> {
+    let stat = statfs(folder).map_err(|errno| DiskError::system("looking at", folder, errno.into()))?;
+    match IN_MEMORY.iter().find(|(kind, _)| *kind == stat.f_type) {
+        None => Ok(()),
+        Some((_, file_system)) => {
+            Err(OpenError::InMemory { path: folder.display().to_string(), file_system })
+        }
+    }
+}
+
+/// What a recovery leaves for the hands.
+pub(super) struct Opened {
+    pub(super) journal: File,
+    pub(super) shard: Shard,
+    pub(super) report: Report,
+    pub(super) kept: Vec<(Position, Bytes)>,
+}
+
+/// Recovers a shard from the files in its folder.
+pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened, OpenError> {
+    refuse_memory(folder)?;
+    probe(folder).await?;
+    let journal = journal::open(&folder.join("journal")).await?;
+    let start = usize::try_from(RING_DATA_START).unwrap_or(usize::MAX);
+    let superblocks = journal.read(0, start).await?;
+    let slots = [
+        read_whole(&folder.join(checkpoint::file_name(0))).await?,
+        read_whole(&folder.join(checkpoint::file_name(1))).await?,
+    ];
+    let mut recovery = Recovery::new(config, &superblocks, &slots)?;
+    while let Some(wanted) = recovery.next_read() {
+        let bytes = usize::try_from(wanted.bytes).unwrap_or(usize::MAX);
+        let read = journal.read(RING_DATA_START + wanted.ring_offset, bytes).await?;
+        recovery.feed(&read);
+        rt::yield_if_needed().await;
+    }
+    let Recovered { shard, report, kept, superblocks } = recovery.finish()?;
+    for superblock in superblocks {
+        journal.write(copied(&superblock.bytes), superblock.file_offset).await?;
+        journal.flush().await?;
+    }
+    Ok(Opened { journal, shard, report, kept })
+}

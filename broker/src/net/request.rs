@@ -1,0 +1,297 @@
+//! What a request asks for: checked at the door, cut by shard, handed to whoever can answer it.
+//!
+//! Called by a connection's reading side, in the order of its requests. Invariants: what reaches a shard is checked and
+//! belongs to it, as far as the view of the topics is right; whoever cannot take a request at once refuses it. This file
+//! refuses to know sockets.
+
+use super::Inner;
+use super::budget::Charge;
+use super::config::{DEADLINE_GRACE, THROTTLE_MS, WAITING_SHARE, WINDOW_BYTES_MIN};
+use super::connection::Connection;
+use super::gather::{FetchGather, Gathered, begin};
+use super::merge::{FetchRound, Route, Split, route};
+use super::mesh::{Ask, FetchAsk, Reply, ToShard};
+use super::read::Stop;
+use super::reply::{Asked, Owner, Ticket, Waiting, last_moment, refusal};
+use super::seam::ControlRequest;
+use super::serve::Frame;
+use bytes::Bytes;
+use corelog_core::limits;
+use corelog_core::shard::{FetchRow, ProduceRow, RequestId};
+use corelog_wire::batch::{BatchLimits, CheckedBatch};
+use corelog_wire::error::ErrorCode;
+use corelog_wire::ids::{CorrelationId, ShardId, TopicPartition};
+use corelog_wire::message::{
+    Acks, Answer, DeleteRecordsRow, FetchRequest, ListOffsetsRow, ProduceRequest, Refusal, Request,
+};
+use futures_lite::future::or;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::oneshot;
+
+/// What the answer to a request needs to know of it.
+struct Envelope {
+    correlation: CorrelationId,
+    arrived: Instant,
+    bytes: usize,
+    charge: Charge,
+}
+
+impl Inner {
+    /// Hands on one request after Hello.
+    pub(super) async fn request(
+        self: &Rc<Self>,
+        connection: &Rc<Connection>,
+        frame: Frame,
+    ) -> Result<(), Stop> {
+        let Frame { correlation, request, payload, payload_bytes, charge, arrived } = frame;
+        let kind = request.kind();
+        if self.draining.get() {
+            self.refuse(
+                connection,
+                kind.as_u16(),
+                correlation,
+                ErrorCode::ShuttingDown,
+                "the broker is stopping",
+            );
+            return Ok(());
+        }
+        let envelope = Envelope { correlation, arrived, bytes: payload_bytes, charge };
+        let ticket = |envelope: Envelope| {
+            let Envelope { correlation, arrived, bytes, charge } = envelope;
+            Ticket::new(Rc::clone(connection), kind, correlation, arrived, bytes, charge)
+        };
+        if self.pending.borrow().len() >= self.config.requests_max {
+            let reply = self.throttled("the broker has too many requests under way");
+            self.answer(ticket(envelope), reply);
+            return Ok(());
+        }
+        match request {
+            Request::Produce(produce) => self.produce(produce, payload, || ticket(envelope)).await,
+            Request::Fetch(fetch) => {
+                let bytes_max = fetch.max_bytes.min(connection.window_bytes.get());
+                let reserved = self.room_for_answer(connection, reserved_bytes(bytes_max)).await?;
+                let mut ticket = ticket(envelope);
+                ticket.promise(bytes_max, reserved);
+                self.fetch(fetch, bytes_max, ticket);
+            }
+            Request::ListOffsets(list) => self.list_offsets(list.rows, ticket(envelope)),
+            Request::DeleteRecords(delete) => self.delete_records(&delete.rows, ticket(envelope)),
+            request @ (Request::Metadata(_)
+            | Request::CreateTopic(_)
+            | Request::DeleteTopic(_)
+            | Request::AlterTopic(_)
+            | Request::DescribeTopic(_)
+            | Request::InitProducerId(_)) => {
+                // What these bring is small and not known; they wait for room and take none.
+                drop(self.room_for_answer(connection, 0).await?);
+                self.control(request, ticket(envelope));
+            }
+            // Answered by `serve` before it comes here.
+            Request::Hello(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Waits until there is room among the answers that clients have not taken yet.
+    async fn room_for_answer(&self, connection: &Connection, bytes: u64) -> Result<Charge, Stop> {
+        let mut reserved = self.output.empty_charge();
+        let bytes = bytes.min(self.output.bytes_max() / 4);
+        or(reserved.grow(bytes), connection.wait_until(|_| false)).await;
+        connection.ended().map_or(Ok(reserved), |end| Err(Stop(end)))
+    }
+
+    /// Checks the batches (one pass over each; others get their turn between two) and hands them on.
+    async fn produce(
+        self: &Rc<Self>,
+        request: ProduceRequest,
+        payload: Bytes,
+        ticket: impl FnOnce() -> Ticket,
+    ) {
+        let ProduceRequest { acks, deadline_ms, rows } = request;
+        let deadline = bounded(deadline_ms);
+        let limits = BatchLimits { batch_bytes_max: limits::BATCH_BYTES_MAX };
+        let mut checked = Vec::with_capacity(rows.len());
+        for row in rows {
+            let first = row.first_byte as usize;
+            // Within the payload: the rows were held against it when the header was read.
+            let batch = payload.slice(first..first + row.bytes as usize);
+            let batch = CheckedBatch::check(batch, row.tp, &limits)
+                .map_err(|error| (error.code(), format!("{error}. {}", error.code().help())));
+            checked.push(ProduceRow { tp: row.tp, batch });
+            crate::rt::yield_if_needed().await;
+        }
+        drop(payload);
+        let ask = |rows| Ask::Produce { acks, deadline, rows };
+        let routed = route(checked, |row| self.place(row.tp));
+        if acks == Acks::None {
+            self.produce_silently(routed, ask);
+            return;
+        }
+        match routed {
+            Route::One(shard, rows) => self.ask_for(ticket(), shard, ask(rows)),
+            Route::Many(split) => {
+                let (places, rows) = begin(&split, |row: &ProduceRow| row.tp);
+                let asks = split.parts.into_iter().map(|part| (part.shard, ask(part.rows))).collect();
+                self.gather(ticket(), places, asks, Gathered::Produced(rows));
+            }
+        }
+    }
+
+    /// Nobody waits: rows that nobody owns, or that find no room on their way, are lost, as was asked for.
+    fn produce_silently(self: &Rc<Self>, routed: Route<ProduceRow>, ask: impl Fn(Vec<ProduceRow>) -> Ask) {
+        match routed {
+            Route::One(shard, rows) => self.ask(shard, RequestId(0), ask(rows)),
+            Route::Many(Split { parts, .. }) => {
+                for part in parts {
+                    self.ask(part.shard, RequestId(0), ask(part.rows));
+                }
+            }
+        }
+    }
+
+    fn fetch(self: &Rc<Self>, request: FetchRequest, bytes_max: u32, ticket: Ticket) {
+        let FetchRequest { max_wait_ms, min_bytes, rows, .. } = request;
+        let bytes_min = min_bytes.min(bytes_max);
+        let wait_max = bounded(max_wait_ms);
+        let rows = rows.into_iter().map(|row| FetchRow {
+            tp: row.tp,
+            offset: row.offset,
+            bytes_max: row.max_bytes,
+            leader_epoch: row.leader_epoch,
+        });
+        match route(rows.collect(), |row: &FetchRow| self.place(row.tp)) {
+            Route::One(shard, rows) => {
+                self.ask_for(ticket, shard, Ask::Fetch(FetchAsk { wait_max, bytes_min, bytes_max, rows }));
+            }
+            Route::Many(split) => {
+                let (places, rows) = begin(&split, |row: &FetchRow| row.tp);
+                let share = bytes_max / u32::try_from(split.parts.len().max(1)).unwrap_or(u32::MAX);
+                let round =
+                    FetchRound::new(split.parts.len(), !wait_max.is_zero(), !split.refused.is_empty());
+                let shards: Vec<ShardId> = split.parts.iter().map(|part| part.shard).collect();
+                let again: Vec<FetchAsk> = split
+                    .parts
+                    .into_iter()
+                    .map(|part| FetchAsk {
+                        wait_max: Duration::ZERO,
+                        bytes_min: 1,
+                        bytes_max: share,
+                        rows: part.rows,
+                    })
+                    .collect();
+                let asks = shards.into_iter().zip(again.iter().cloned().map(Ask::Fetch)).collect();
+                let until = Instant::now() + wait_max;
+                self.gather(
+                    ticket,
+                    places,
+                    asks,
+                    Gathered::Fetched(FetchGather { rows, round, again, until }),
+                );
+            }
+        }
+    }
+
+    fn list_offsets(self: &Rc<Self>, rows: Vec<ListOffsetsRow>, ticket: Ticket) {
+        match route(rows, |row| self.place(row.tp)) {
+            Route::One(shard, rows) => self.ask_for(ticket, shard, Ask::ListOffsets(rows)),
+            Route::Many(split) => {
+                let (places, rows) = begin(&split, |row: &ListOffsetsRow| row.tp);
+                let asks =
+                    split.parts.into_iter().map(|part| (part.shard, Ask::ListOffsets(part.rows))).collect();
+                self.gather(ticket, places, asks, Gathered::Listed(rows));
+            }
+        }
+    }
+
+    fn delete_records(self: &Rc<Self>, rows: &[DeleteRecordsRow], ticket: Ticket) {
+        let rows = rows.iter().map(|row| (row.tp, row.before)).collect();
+        match route(rows, |(tp, _)| self.place(*tp)) {
+            Route::One(shard, rows) => self.ask_for(ticket, shard, Ask::DeleteRecords(rows)),
+            Route::Many(split) => {
+                let (places, rows) = begin(&split, |(tp, _)| *tp);
+                let asks =
+                    split.parts.into_iter().map(|part| (part.shard, Ask::DeleteRecords(part.rows))).collect();
+                self.gather(ticket, places, asks, Gathered::Deleted(rows));
+            }
+        }
+    }
+
+    /// Asks one shard on behalf of a connection.
+    fn ask_for(self: &Rc<Self>, ticket: Ticket, shard: ShardId, ask: Ask) {
+        let until = last_moment(&self.config, ask.wait_max());
+        let request = self.expect(shard, Owner::Connection(ticket), until);
+        self.ask(shard, request, ask);
+    }
+
+    /// Names a request that this shard is going to ask of that one.
+    pub(super) fn expect(&self, shard: ShardId, owner: Owner, until: Instant) -> RequestId {
+        if shard != self.shard {
+            self.forwarded_out.set(self.forwarded_out.get() + 1);
+        }
+        self.pending.borrow_mut().insert(Waiting { owner, asked: Asked::Shard(shard) }, until)
+    }
+
+    /// Asks a shard. A request that finds no room on its way to another shard is refused.
+    pub(super) fn ask(self: &Rc<Self>, shard: ShardId, request: RequestId, ask: Ask) {
+        if shard == self.shard {
+            self.submit(ask.into_input(request));
+            return;
+        }
+        let room = self.forwarded_out.get() <= self.config.forwarded_max;
+        let message = ToShard::Request { from: self.shard, request, ask: Box::new(ask) };
+        if room && self.requests[usize::from(shard.get())].try_send(message).is_ok() {
+            self.metrics.forwarded.add(1);
+        } else {
+            let reply = self.throttled("too many requests wait for other shards of this broker");
+            self.complete(request, reply);
+        }
+    }
+
+    /// Asks the control thread.
+    fn control(self: &Rc<Self>, request: Request, ticket: Ticket) {
+        let kind = ticket.kind;
+        let until = Instant::now() + self.config.request_deadline + DEADLINE_GRACE;
+        let (reply, answer) = oneshot::channel();
+        let waiting = Waiting { owner: Owner::Connection(ticket), asked: Asked::Control };
+        let id = self.pending.borrow_mut().insert(waiting, until);
+        match self.control.try_send(ControlRequest { request, reply }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                let reply = self.throttled("the broker has many requests about topics under way");
+                return self.complete(id, reply);
+            }
+            Err(TrySendError::Closed(_)) => {
+                return self.fail(id, ErrorCode::ShuttingDown, "the broker is stopping");
+            }
+        }
+        let net = Rc::clone(self);
+        crate::rt::spawn(async move {
+            let unanswered = || Answer::Refused {
+                kind,
+                refusal: Refusal {
+                    throttle_ms: THROTTLE_MS,
+                    ..refusal(ErrorCode::Deadline, "the broker gave the request up")
+                },
+            };
+            let answer = answer.await.unwrap_or_else(|_| unanswered());
+            net.complete(id, Reply::Message(answer));
+        });
+    }
+
+    fn place(&self, tp: TopicPartition) -> super::seam::Place {
+        self.view().place(tp)
+    }
+}
+
+/// What a fetch that may bring so much reserves.
+fn reserved_bytes(bytes_max: u32) -> u64 {
+    let share = if bytes_max <= WINDOW_BYTES_MIN { WAITING_SHARE } else { 1 };
+    u64::from(bytes_max) / share
+}
+
+/// A wait that a client asked for, within what the broker allows.
+fn bounded(wait_ms: u32) -> Duration {
+    Duration::from_millis(wait_ms.into()).min(limits::REQUEST_DEADLINE_MAX)
+}

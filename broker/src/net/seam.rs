@@ -1,0 +1,209 @@
+//! What the network hands need of the rest of the broker, and what they give it. Nothing else crosses.
+//!
+//! - The shard's pump takes [`Input`]s through [`Inbox`] and gives answers back through
+//!   [`Answers`](super::Answers): `answer` for a complete message, `fetched` for a fetch whose bytes are at hand.
+//! - The control thread takes [`ControlRequest`]s from a bounded channel and publishes a [`View`].
+//! - Both sides of a shard boundary are this room's own: see `mesh`.
+//!
+//! Invariant: nothing here blocks. This file refuses to know sockets and frames.
+
+use corelog_core::shard::{Input, RequestId};
+use corelog_wire::error::ErrorCode;
+use corelog_wire::ids::{LeaderEpoch, Offset, ShardId, TopicId, TopicPartition};
+use corelog_wire::message::{Answer, Request};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use tokio::sync::oneshot;
+
+/// Where the shard on this core takes its inputs.
+pub trait Inbox {
+    /// Queues an input for the next turn. What the network has under way is bounded by the network's own limits, so
+    /// this neither waits nor refuses. Every produce, fetch, look-up and deletion is answered through
+    /// [`Answers`](super::Answers), once; a produce with [`Acks::None`](corelog_wire::message::Acks::None) need not be.
+    fn submit(&self, input: Input);
+}
+
+impl<I: Inbox + ?Sized> Inbox for Rc<I> {
+    fn submit(&self, input: Input) {
+        (**self).submit(input);
+    }
+}
+
+/// Bytes of whole batches on their way to a socket: a part of a buffer that others share. The buffer is held until the
+/// last byte is written or the connection is gone.
+#[derive(Clone)]
+pub struct PayloadSlice {
+    owner: Rc<dyn AsRef<[u8]>>,
+    start: usize,
+    end: usize,
+}
+
+impl PayloadSlice {
+    /// Bytes `start..end` of a shared buffer.
+    ///
+    /// # Panics
+    /// When the buffer has fewer bytes: a bug of the caller, which must not become a read of other memory.
+    #[must_use]
+    pub fn new(owner: Rc<dyn AsRef<[u8]>>, start: usize, end: usize) -> Self {
+        assert!(start <= end && end <= (*owner).as_ref().len(), "a payload slice lies within its buffer");
+        Self { owner, start, end }
+    }
+
+    /// A slice that has its bytes for itself.
+    #[must_use]
+    pub fn owned(bytes: bytes::Bytes) -> Self {
+        let end = bytes.len();
+        Self { owner: Rc::new(bytes), start: 0, end }
+    }
+
+    /// How many bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+}
+
+impl AsRef<[u8]> for PayloadSlice {
+    fn as_ref(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.start..self.end]
+    }
+}
+
+impl std::fmt::Debug for PayloadSlice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PayloadSlice({} bytes)", self.len())
+    }
+}
+
+/// A fetch whose bytes are in memory.
+#[derive(Debug)]
+pub struct FetchReady {
+    /// Whom to answer.
+    pub request: RequestId,
+    /// In the order asked.
+    pub rows: Vec<FetchReadyRow>,
+}
+
+/// One partition of a fetch whose bytes are in memory.
+#[derive(Clone, Debug)]
+pub struct FetchReadyRow<S = PayloadSlice> {
+    /// The partition.
+    pub tp: TopicPartition,
+    /// `None`, or why there is nothing.
+    pub error: ErrorCode,
+    /// Details of the error for a person.
+    pub message: String,
+    /// Offset after the last record a consumer may see.
+    pub high_watermark: Offset,
+    /// First offset that is there.
+    pub log_start: Offset,
+    /// Offset after the last record.
+    pub log_end: Offset,
+    /// The epoch of the leader that answers.
+    pub leader_epoch: LeaderEpoch,
+    /// Whole batches, in order.
+    pub slices: Vec<S>,
+}
+
+/// A request for the control thread: any of `Metadata`, `CreateTopic`, `DeleteTopic`, `AlterTopic`, `DescribeTopic` and
+/// `InitProducerId`.
+#[derive(Debug)]
+pub struct ControlRequest {
+    /// What is asked.
+    pub request: Request,
+    /// Takes the answer, of the same kind or a refusal. Dropped unanswered: the asker is told to try again. The asker
+    /// stops waiting after the request deadline.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// Which shard of this broker owns which partition: an immutable picture, replaced whole by the control thread through
+/// a watch channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// By topic; the index is the partition's number. `None`: led by another broker.
+    topics: BTreeMap<TopicId, Vec<Option<ShardId>>>,
+}
+
+/// Where a partition is led, as a [`View`] has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On this shard of this broker.
+    Shard(ShardId),
+    /// Not on this broker.
+    NotHere,
+    /// The topic has no such partition.
+    UnknownPartition,
+    /// There is no such topic.
+    UnknownTopic,
+}
+
+impl View {
+    /// The picture of these topics; the index of an owner is its partition's number.
+    #[must_use]
+    pub fn new(topics: impl IntoIterator<Item = (TopicId, Vec<Option<ShardId>>)>) -> Self {
+        Self { topics: topics.into_iter().collect() }
+    }
+
+    /// Where a partition is led.
+    #[must_use]
+    pub fn place(&self, tp: TopicPartition) -> Place {
+        let Some(owners) = self.topics.get(&tp.topic) else {
+            return Place::UnknownTopic;
+        };
+        let index = usize::try_from(tp.partition).unwrap_or(usize::MAX);
+        match owners.get(index) {
+            None => Place::UnknownPartition,
+            Some(None) => Place::NotHere,
+            Some(Some(shard)) => Place::Shard(*shard),
+        }
+    }
+}
+
+impl Place {
+    /// The refusal of a row whose partition is not on this broker; `None` if it is.
+    #[must_use]
+    pub fn refusal(self) -> Option<ErrorCode> {
+        match self {
+            Self::Shard(_) => None,
+            Self::NotHere => Some(ErrorCode::NotLeader),
+            Self::UnknownPartition => Some(ErrorCode::UnknownPartition),
+            Self::UnknownTopic => Some(ErrorCode::UnknownTopic),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_tells_the_four_places_apart() {
+        let topic = TopicId::from_bytes([7; 16]);
+        let view = View::new([(topic, vec![Some(ShardId::new(1)), None])]);
+        let place = |topic, partition| view.place(TopicPartition::new(topic, partition));
+        assert_eq!(place(topic, 0), Place::Shard(ShardId::new(1)));
+        assert_eq!(place(topic, 1), Place::NotHere);
+        assert_eq!(place(topic, 2), Place::UnknownPartition);
+        assert_eq!(place(TopicId::from_bytes([8; 16]), 0), Place::UnknownTopic);
+        assert_eq!(place(topic, 0).refusal(), None);
+        assert_eq!(place(topic, 1).refusal(), Some(ErrorCode::NotLeader));
+    }
+
+    #[test]
+    fn a_slice_shows_its_part_of_the_buffer() {
+        let slice = PayloadSlice::new(Rc::new(vec![1_u8, 2, 3, 4]), 1, 3);
+        assert_eq!((slice.as_ref(), slice.len(), slice.is_empty()), (&[2_u8, 3][..], 2, false));
+    }
+
+    #[test]
+    #[should_panic(expected = "within its buffer")]
+    fn a_slice_beyond_its_buffer_is_a_bug() {
+        let _ = PayloadSlice::new(Rc::new(vec![1_u8]), 0, 2);
+    }
+}

@@ -1,0 +1,60 @@
+//! What other threads ask of a shard: the control thread's side of the only channel into it.
+//!
+//! The shard's pump takes these between turns. Bounded: whoever asks waits for room, the shard never does.
+
+use crate::disk::DiskSnapshot;
+use crate::net::NetSnapshot;
+use corelog_core::shard::{Input, PartitionSnapshot, ShardSnapshot};
+use corelog_wire::ids::TopicPartition;
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands that may wait for a shard.
+pub const COMMANDS_MAX: usize = 1_024;
+
+/// One thing asked of a shard.
+#[derive(Debug)]
+pub enum Command {
+    /// Hand this to the shard's step: leadership, settings, removal.
+    Input(Input),
+    /// Where these partitions stand.
+    Describe {
+        /// Which.
+        partitions: Vec<TopicPartition>,
+        /// In the same order; `None` for one that is not here.
+        reply: oneshot::Sender<Vec<Option<PartitionSnapshot>>>,
+    },
+    /// Where the shard stands.
+    Report {
+        /// Takes the numbers.
+        reply: oneshot::Sender<ShardReport>,
+    },
+    /// Stop: accept nothing more, make everything durable, checkpoint, close, end.
+    Stop,
+}
+
+/// The numbers of one shard and its hands.
+#[derive(Debug)]
+pub struct ShardReport {
+    /// The decisions.
+    pub shard: ShardSnapshot,
+    /// The disk.
+    pub disk: DiskSnapshot,
+    /// The network, once it is up.
+    pub net: Option<NetSnapshot>,
+    /// Bytes and records appended and read, by topic partition.
+    pub traffic: Vec<(TopicPartition, PartitionTraffic)>,
+}
+
+/// What went in and out of one partition since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartitionTraffic {
+    /// Records produced and appended.
+    pub records_in: u64,
+    /// Bytes of the batches they came in.
+    pub bytes_in: u64,
+    /// Bytes of the batches sent to readers.
+    pub bytes_out: u64,
+}
+
+/// The way to one shard.
+pub type ShardLink = mpsc::Sender<Command>;

@@ -1,0 +1,101 @@
+//! The commands that run a broker: `corelog dev` and `corelog serve`.
+//!
+//! Called by `main`. Says on standard output what a person needs to go on, and on standard error what went wrong and
+//! what to do. Exit codes: 0 stopped cleanly, 1 fault, 2 configuration.
+
+use super::boot::{self, BootError, Ready};
+use super::config::{Config, ConfigError, DevOptions, Host};
+use crate::cli::{DevArgs, ServeArgs};
+use corelog_core::journal::Verdict;
+use std::fmt::Write;
+use std::process::ExitCode;
+use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::EnvFilter;
+
+/// Runs a broker to try things out.
+#[must_use]
+pub fn dev(args: DevArgs) -> ExitCode {
+    let DevArgs { data_dir, port, admin_port, shards } = args;
+    let options =
+        DevOptions { data_dir, port: Some(port), admin_port: Some(admin_port), shards: Some(shards) };
+    // Several brokers may share the machine, and so the first CPU: they are better off where the system puts them.
+    run(Config::dev(&options, &[], &Host::probe()), false, |ready| print!("{}", welcome(ready)))
+}
+
+/// Runs a broker by its configuration file.
+#[must_use]
+pub fn serve(args: ServeArgs) -> ExitCode {
+    let ServeArgs { config, set } = args;
+    run(Config::serve(Some(&config), &set, &Host::probe()), true, |ready| print!("{}", brief(ready)))
+}
+
+fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready)) -> ExitCode {
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("corelog: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    // A shard must never wait for standard error: lines go through a thread of their own, and are dropped if it lags.
+    let (writer, _guard): (_, WorkerGuard) = tracing_appender::non_blocking(std::io::stderr());
+    let filter =
+        EnvFilter::try_from_env("CORELOG_LOG").unwrap_or_else(|_| EnvFilter::new("info,glommio=error"));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_writer(writer)
+        .with_ansi(ansi)
+        .with_env_filter(filter)
+        .with_target(false)
+        .init();
+    match boot::run(&config, pin, ready) {
+        Ok(()) => {
+            tracing::info!("stopped; everything acknowledged is on disk");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("corelog: {error}");
+            ExitCode::from(if matches!(error, BootError::OtherLayout { .. }) { 2 } else { 1 })
+        }
+    }
+}
+
+/// What `dev` says when it serves.
+fn welcome(ready: &Ready) -> String {
+    let mut text = brief(ready);
+    let bootstrap = match ready.address.port() {
+        9640 => String::new(),
+        _ => format!(" --bootstrap {}", ready.address),
+    };
+    // Writing to a string does not fail.
+    let _ = write!(
+        text,
+        "\n  Every acknowledged record is flushed to disk. For trying out only: one broker, one copy, no\n  \
+         authentication, loopback, topics made when first used.\n\n  In another terminal:\n    \
+         echo 'hello' | corelog produce{bootstrap} greetings\n    \
+         corelog consume{bootstrap} greetings --from earliest --until-end\n    \
+         corelog topic describe{bootstrap} greetings\n\n  Metrics: http://{}/metrics   Ctrl-C stops the broker.\n",
+        ready.admin,
+    );
+    text
+}
+
+fn brief(ready: &Ready) -> String {
+    let shards = if ready.shards == 1 { "1 shard".to_owned() } else { format!("{} shards", ready.shards) };
+    let mut text = format!(
+        "corelog {} serves {} ({shards}, ready in {} ms)\n  data   {}\n",
+        env!("CARGO_PKG_VERSION"),
+        ready.address,
+        ready.took.as_millis(),
+        ready.data_dir.display(),
+    );
+    if ready.is_new {
+        text.push_str("         new\n");
+        return text;
+    }
+    for (shard, report) in ready.reports.iter().enumerate() {
+        let damage = if matches!(report.verdict, Verdict::Corrupt { .. }) { "!! " } else { "" };
+        let _ = writeln!(text, "         {damage}recovered shard {shard}: {report}");
+    }
+    text
+}

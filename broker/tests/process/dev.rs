@@ -1,0 +1,126 @@
+//! `corelog dev` as a new user meets it: quick, small, on loopback, clean to stop, and honest about what it found.
+
+use crate::support::{Broker, CORELOG, data_folder, path};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+
+fn get(address: &str, what: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {what} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_new_broker_is_small_and_stops_cleanly_and_the_second_start_says_what_it_recovered() {
+    let folder = data_folder();
+    let broker = Broker::dev(folder.path(), 0, 1);
+    assert!(broker.address.starts_with("127.0.0.1:"), "loopback only: {}", broker.address);
+    assert!(broker.said.contains("new"), "{}", broker.said);
+    let idle = broker.resident_kib();
+    assert!(idle <= 60_000, "{idle} KiB resident");
+    let ready: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path(&folder, "ready.json")).unwrap()).unwrap();
+    assert_eq!(ready["address"], broker.address.as_str());
+    assert!(get(&broker.admin, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(get(&broker.admin, "/readyz").starts_with("HTTP/1.1 200"));
+    broker.succeed(&["produce", "greetings"], b"hello\nworld\n");
+    assert!(get(&broker.admin, "/metrics").contains("corelog_"));
+    let port = broker.port();
+    assert_eq!(broker.interrupt(), Some(0));
+    assert!(!path(&folder, "ready.json").exists(), "a stopped broker is not ready");
+
+    let broker = Broker::dev(folder.path(), port, 1);
+    assert!(broker.said.contains("recovered") && broker.said.contains("2 records"), "{}", broker.said);
+    assert_eq!(
+        broker.succeed(&["consume", "greetings", "--from", "earliest", "--until-end"], b""),
+        b"hello\nworld\n"
+    );
+}
+
+/// Runs a broker that must refuse to start; gives its exit code and what it said.
+fn refused(args: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(CORELOG).args(args).stdin(Stdio::null()).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_second_broker_is_refused_on_the_same_data_and_on_the_same_port() {
+    let folder = data_folder();
+    let data = path(&folder, "data");
+    let broker = Broker::dev(&data, 0, 1);
+    let port = broker.port().to_string();
+    let (code, said) =
+        refused(&["dev", "--data-dir", data.to_str().unwrap(), "--port", "0", "--admin-port", "0"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("in use") && said.contains(&broker.pid().to_string()), "{said}");
+    let other = path(&folder, "other");
+    let (code, said) =
+        refused(&["dev", "--data-dir", other.to_str().unwrap(), "--port", &port, "--admin-port", "0"]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("in use"), "{said}");
+}
+
+#[test]
+fn another_shard_count_and_bad_settings_are_refused_with_what_to_do() {
+    let folder = data_folder();
+    let data = path(&folder, "data");
+    assert_eq!(Broker::dev(&data, 0, 1).interrupt(), Some(0));
+    let data = data.to_str().unwrap();
+    let (code, said) =
+        refused(&["dev", "--data-dir", data, "--port", "0", "--admin-port", "0", "--shards", "2"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("1 shards"), "{said}");
+    let file = path(&folder, "corelog.toml");
+    std::fs::write(&file, "[storage]\nsegment_byte = \"1GiB\"\n").unwrap();
+    let (code, said) = refused(&["serve", "--config", file.to_str().unwrap()]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("segment_byte") && said.contains("line 2"), "{said}");
+}
+
+#[test]
+fn serve_runs_by_its_configuration() {
+    let folder = data_folder();
+    let file = path(&folder, "corelog.toml");
+    let data = path(&folder, "data");
+    let text = format!(
+        "[broker]\nid = 7\ncluster = \"c\"\ndata_dir = {:?}\nshards = 2\n[listen]\naddress = \"127.0.0.1:0\"\n\
+         admin = \"127.0.0.1:0\"\n[storage]\ndisk_bytes_max = \"2GiB\"\njournal_bytes = \"64MiB\"\n",
+        data.to_str().unwrap()
+    );
+    std::fs::write(&file, text).unwrap();
+    let mut child = Command::new(CORELOG)
+        .args(["serve", "--config", file.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut lines, &mut said).unwrap();
+    let address = said.split(" serves ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    assert!(said.contains("2 shards"), "{said}");
+    let run = |args: &[&str]| {
+        Command::new(CORELOG)
+            .args(args)
+            .args(["--bootstrap", &address])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let unknown = run(&["consume", "nothing", "--until-end"]);
+    assert_eq!(unknown.status.code(), Some(3), "topics are not made by asking: {unknown:?}");
+    assert!(run(&["topic", "create", "orders", "--partitions", "8"]).status.success());
+    let listed = run(&["--output", "json", "topic", "describe", "orders"]);
+    let described: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let shards: std::collections::BTreeSet<u64> = described["partitions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["shard"].as_u64().unwrap())
+        .collect();
+    assert_eq!(shards.len(), 2, "{described}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

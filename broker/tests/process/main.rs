@@ -1,0 +1,9 @@
+//! Tests against the real binary: processes, sockets, files.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
+mod dev;
+mod hostile;
+mod kill;
+mod round_trip;
+mod support;

@@ -1,0 +1,93 @@
+//! Keys and tags: which hash slot a record's key belongs to, and the Bloom filter over a batch's tags.
+//!
+//! Used by the producer (partitioner, tag filter) and by the broker's filtering. Invariant: the functions never change,
+//! as partitions and stored filters depend on them. This file refuses to know which partition owns a slot.
+
+/// Number of hash slots of a topic.
+pub const SLOTS: u32 = 65_536;
+
+/// Most distinct tags in a batch for which its filter is still of use; a producer starts a new batch when more come.
+pub const TAGS_PER_BATCH_MAX: usize = 8;
+
+/// Name of the record header whose value is a tag.
+pub const TAG_HEADER: &str = "tag";
+
+/// Kafka's murmur2 (32 bits, Kafka's seed), so that keys fall where a Kafka client would put them.
+#[must_use]
+pub fn murmur2(key: &[u8]) -> u32 {
+    const SEED: u32 = 0x9747_b28c;
+    const MULTIPLIER: u32 = 0x5bd1_e995;
+    const SHIFT: u32 = 24;
+    #[expect(clippy::cast_possible_truncation, reason = "the hash is defined over the length modulo 2^32")]
+    let mut hash = SEED ^ (key.len() as u32);
+    let (words, rest) = key.as_chunks::<4>();
+    for word in words {
+        let mut mixed = u32::from_le_bytes(*word).wrapping_mul(MULTIPLIER);
+        mixed ^= mixed >> SHIFT;
+        mixed = mixed.wrapping_mul(MULTIPLIER);
+        hash = hash.wrapping_mul(MULTIPLIER) ^ mixed;
+    }
+    if !rest.is_empty() {
+        let tail = rest.iter().rev().fold(0, |tail: u32, &byte| tail << 8 | u32::from(byte));
+        hash = (hash ^ tail).wrapping_mul(MULTIPLIER);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(MULTIPLIER);
+    hash ^ hash >> 15
+}
+
+/// The hash slot of a key, below [`SLOTS`]. An empty key is a key.
+#[must_use]
+pub fn slot_of(key: &[u8]) -> u32 {
+    (murmur2(key) & 0x7fff_ffff) % SLOTS
+}
+
+/// The four bits of a tag in a batch's filter; a batch's filter is the union over its tags.
+#[must_use]
+pub fn bloom_of(tag: &[u8]) -> u64 {
+    let hash = crc32fast::hash(tag);
+    (0..4).fold(0, |bloom, i| bloom | 1 << (hash >> (6 * i) & 63))
+}
+
+/// Whether a batch with this filter may hold a record with the tag; false means that it holds none.
+#[must_use]
+pub fn bloom_may_hold(batch_bloom: u64, tag: &[u8]) -> bool {
+    let tag = bloom_of(tag);
+    batch_bloom & tag == tag
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn murmur2_agrees_with_kafka() {
+        for (key, hash) in [
+            ("21", -973_932_308),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ] {
+            assert_eq!(murmur2(key.as_bytes()).cast_signed(), hash, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_slot_drops_the_sign_as_kafka_does() {
+        assert_eq!(slot_of(b"21"), 63_724);
+        assert_eq!(slot_of(b"abc"), 8_731);
+        assert!(slot_of(b"") < SLOTS);
+    }
+
+    #[test]
+    fn a_filter_holds_its_tags() {
+        // By zlib crc32("red") is 0xfa615f8f, so the bits are 15, 62, 21 and 24.
+        assert_eq!(bloom_of(b"red"), 0x4000_0000_0120_8000);
+        let both = bloom_of(b"red") | bloom_of(b"green");
+        assert!(bloom_may_hold(both, b"red") && bloom_may_hold(both, b"green"));
+        assert!(!bloom_may_hold(0, b"red"));
+        assert!(!bloom_may_hold(bloom_of(b"red"), b"green"));
+    }
+}
