@@ -324,10 +324,11 @@ impl Producer {
             return match idempotent {
                 true if desk.checker.may_forget(tp) => {}
                 true => {
-                    desk.checker.violated(format!("P4: {tp}: a batch of a former epoch was acknowledged"))
+                    desk.checker.violated(format!("P4: {tp}: a batch of a former epoch was acknowledged"));
                 }
                 false => {
-                    desk.checker.violated(format!("O9: {tp}: a batch for another partition was acknowledged"))
+                    desk.checker
+                        .violated(format!("O9: {tp}: a batch for another partition was acknowledged"));
                 }
             };
         }
