@@ -57,6 +57,8 @@ pub const EXTENTS_IN_FLIGHT_MAX: usize = 64;
 pub const EXTENT_BYTES_IN_FLIGHT_MAX: u64 = 32 * MIB;
 /// Room left on the file system that destaging never uses.
 pub const DISK_MARGIN_BYTES: u64 = 64 * MIB;
+/// On a small file system, or under a small budget, the margin is one in this many of it.
+pub const DISK_MARGIN_SHARE: u64 = 16;
 /// After the file system was full, the next try comes this much later.
 pub const DISK_FULL_RETRY: Duration = Duration::from_millis(500);
 

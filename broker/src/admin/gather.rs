@@ -213,7 +213,7 @@ fn partition_standing(snapshot: &PartitionSnapshot, traffic: PartitionTraffic) -
         segments: snapshot.segments,
         records_in: traffic.records_in,
         bytes_in: traffic.bytes_in,
-        records_out: None,
+        records_out: traffic.records_out,
         bytes_out: traffic.bytes_out,
     }
 }
@@ -369,7 +369,7 @@ mod tests {
             cold_bytes_held: 9,
             commit_micros: Histogram::new(2).unwrap(),
         };
-        let traffic = PartitionTraffic { records_in: 5, bytes_in: 500, bytes_out: 50 };
+        let traffic = PartitionTraffic { records_in: 5, bytes_in: 500, records_out: 2, bytes_out: 50 };
         ShardReport { shard, disk, net: None, traffic: vec![(tp(wanted), traffic)] }
     }
 

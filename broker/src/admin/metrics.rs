@@ -89,18 +89,16 @@ const SHARD_ROWS: &[ShardRow] = &[
     ("shard_disk_full", None, GAUGE, "1 if the disk or its budget is full", |s| u64::from(s.disk_full)),
 ];
 
-/// A number of a topic, summed over its partitions; left out where nobody counts it.
-type TopicRow = (&'static str, Option<Unit>, MetricType, &'static str, fn(&PartitionStanding) -> Option<u64>);
+/// A number of a topic, summed over its partitions.
+type TopicRow = (&'static str, Option<Unit>, MetricType, &'static str, fn(&PartitionStanding) -> u64);
 
 const TOPIC_ROWS: &[TopicRow] = &[
-    ("topic_records_in", None, COUNTER, "Records appended", |p| Some(p.records_in)),
-    ("topic_in", Some(Unit::Bytes), COUNTER, "Bytes of record batches appended", |p| Some(p.bytes_in)),
+    ("topic_records_in", None, COUNTER, "Records appended", |p| p.records_in),
+    ("topic_in", Some(Unit::Bytes), COUNTER, "Bytes of record batches appended", |p| p.bytes_in),
     ("topic_records_out", None, COUNTER, "Records sent to readers", |p| p.records_out),
-    ("topic_out", Some(Unit::Bytes), COUNTER, "Bytes of record batches sent to readers", |p| {
-        Some(p.bytes_out)
-    }),
-    ("topic_size", Some(Unit::Bytes), GAUGE, "Bytes of all record batches", |p| Some(p.bytes)),
-    ("topic_segments", None, GAUGE, "Segments", |p| Some(u64::from(p.segments))),
+    ("topic_out", Some(Unit::Bytes), COUNTER, "Bytes of record batches sent to readers", |p| p.bytes_out),
+    ("topic_size", Some(Unit::Bytes), GAUGE, "Bytes of all record batches", |p| p.bytes),
+    ("topic_segments", None, GAUGE, "Segments", |p| u64::from(p.segments)),
 ];
 
 impl Collector for Numbers {
@@ -230,7 +228,7 @@ impl Numbers {
         let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), *kind)?;
         for topic in &self.snapshot.topics {
             let standings = topic.partitions.iter().filter_map(|partition| partition.standing.as_ref());
-            let numbers: Vec<u64> = standings.filter_map(number).collect();
+            let numbers: Vec<u64> = standings.map(number).collect();
             if !numbers.is_empty() || topic.partitions.is_empty() {
                 put(&mut family.encode_family(&topic_label(topic))?, *kind, numbers.iter().sum())?;
             }

@@ -143,9 +143,8 @@ pub struct PartitionStanding {
     pub records_in: u64,
     /// Bytes appended.
     pub bytes_in: u64,
-    /// Records sent to readers, where they are counted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub records_out: Option<u64>,
+    /// Records sent to readers.
+    pub records_out: u64,
     /// Bytes sent to readers.
     pub bytes_out: u64,
 }

@@ -24,8 +24,9 @@ pub(super) async fn write(folder: &Path, checkpoint: &CheckpointWrite) -> Result
     let is_new = !path.exists();
     let file = File::open(&path, true).await?;
     let bytes = checkpoint.bytes.len() as u64;
-    file.set_size(bytes).await?;
+    // Room first: where there is none, the slot stays what it was.
     file.allocate(bytes).await?;
+    file.set_size(bytes).await?;
     let mut at = 0;
     for piece in checkpoint.bytes.chunks(PIECE_BYTES) {
         file.write(copied(piece), at).await?;

@@ -46,7 +46,7 @@ impl Extents {
     ) -> Result<()> {
         let file =
             if extent.create { self.segments.create(hold).await? } else { self.segments.open(hold).await? };
-        file.allocate(extent.allocate_to).await?;
+        file.allocate_with_margin(extent.allocate_to).await?;
         if extent.create {
             file.write(copied(&first_block(extent.segment)), 0).await?;
         }

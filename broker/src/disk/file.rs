@@ -6,7 +6,7 @@
 
 use super::BLOCK_BYTES;
 use super::error::{DiskError, Result};
-use corelog_core::limits::BLOCK;
+use corelog_core::limits::{BLOCK, DISK_MARGIN_BYTES, DISK_MARGIN_SHARE};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -89,6 +89,16 @@ impl File {
         Ok(())
     }
 
+    /// The same, but leaves the file system the room that checkpoints and the metadata store need.
+    pub(super) async fn allocate_with_margin(&self, bytes: u64) -> Result<()> {
+        if self.allocated.get() < bytes {
+            let room = std::fs::metadata(&self.path)
+                .and_then(|file| check_room(&self.path, bytes.saturating_sub(file.len())));
+            room.map_err(|error| DiskError::system("allocating", &self.path, error))?;
+        }
+        self.allocate(bytes).await
+    }
+
     /// Cuts or extends the file.
     pub(super) async fn set_size(&self, bytes: u64) -> Result<()> {
         self.dma
@@ -101,6 +111,18 @@ impl File {
     pub(super) async fn close(self) -> Result<()> {
         self.dma.close().await.map_err(|error| DiskError::system("closing", &self.path, error.into()))
     }
+}
+
+/// Refuses `more` bytes on the file system that holds `path` if they would use up its margin. The room that counts is what
+/// everybody may use: as root, a file system gives out its reserve too.
+///
+/// # Errors
+/// Storage full, or the file system does not say.
+pub(super) fn check_room(path: &Path, more: u64) -> std::io::Result<()> {
+    let system = rustix::fs::statvfs(path)?;
+    let (free, whole) = (system.f_bavail * system.f_frsize, system.f_blocks * system.f_frsize);
+    let margin = DISK_MARGIN_BYTES.min(whole / DISK_MARGIN_SHARE);
+    if free >= more.saturating_add(margin) { Ok(()) } else { Err(std::io::ErrorKind::StorageFull.into()) }
 }
 
 /// Shows this executor a file with content on the data device, before any other. glommio asks each executor's first

@@ -144,7 +144,7 @@ impl Inner {
                 Ok(()) => Input::CheckpointFlushed,
                 Err(error) => {
                     inner.failed("a checkpoint was not written", &error);
-                    Input::CheckpointFailed
+                    Input::CheckpointFailed { cause: error.failure() }
                 }
             };
             inner.results.completed(input);

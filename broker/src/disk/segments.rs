@@ -4,7 +4,7 @@
 //! so it is never opened while it is being removed (glommio panics when a file vanishes within its open).
 
 use super::error::{DiskError, Result};
-use super::file::File;
+use super::file::{File, check_room};
 use crate::rt;
 use corelog_core::journal::SegmentId;
 use corelog_core::segment::{IndexFile, file_name, folder_name, index_file_name};
@@ -124,6 +124,7 @@ impl Segments {
         let target = path.clone();
         let written = rt::blocking(move || {
             let draft = target.with_extension("idx.tmp");
+            check_room(&folder, content.len() as u64)?;
             let mut file = std::fs::File::create(&draft)?;
             file.write_all(&content)?;
             file.sync_all()?;

@@ -11,7 +11,7 @@ use crate::net::PayloadSlice;
 use crate::rt::{self, Gate, Options, ShardContext, start};
 use bytes::Bytes;
 use corelog_core::journal::{Packer, Position, SegmentId, SegmentUse, Session};
-use corelog_core::shard::{DiskFailure, ExtentWrite, Prewrite};
+use corelog_core::shard::{CheckpointWrite, DiskFailure, ExtentWrite, Prewrite};
 use corelog_wire::ids::{Offset, TopicId, TopicPartition};
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -195,6 +195,47 @@ fn a_full_file_system_is_told_from_a_fault_and_an_extent_fits_once_there_is_room
         assert!(
             bytes[4_096..end].iter().all(|&byte| byte == 8) && bytes[end..].iter().all(|&byte| byte == 0)
         );
+        drop(hold);
+        segments.close().await.unwrap();
+    });
+}
+
+#[test]
+fn segments_leave_the_file_system_a_margin_in_which_a_checkpoint_fits() {
+    let Some(disk) = SmallDisk::new(64) else { return };
+    run(&disk.mount, |context, folder| async move {
+        let (topics, gate, ballast) = (folder.join("topics"), Gate::default(), folder.join("ballast"));
+        std::fs::create_dir(&topics).unwrap();
+        let segments = Rc::new(Segments::new(topics));
+        let extents = Extents::new(Rc::clone(&segments), Pool::new(4 * MIB));
+        let hold = segments.hold(segment(0), context.background, &gate);
+        let room = rustix::fs::statvfs(&folder).unwrap();
+        let margin = room.f_blocks * room.f_frsize / 16;
+        let file = std::fs::File::create(&ballast).unwrap();
+        let free = room.f_bavail * room.f_frsize;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, free - margin - MIB as u64)
+            .unwrap();
+        let extent = |allocate_to: u64| ExtentWrite {
+            segment: segment(0),
+            create: true,
+            file_position: 4_096,
+            allocate_to,
+            slices: Vec::new(),
+            bytes: 4_096,
+        };
+        let slices = || vec![PayloadSlice::owned(Bytes::from(vec![8; 4_096]))];
+        // The file system itself would take it.
+        let full = extents.write(&extent(2 * MIB as u64), slices(), &hold).await.unwrap_err();
+        assert_eq!(full.failure(), DiskFailure::NoSpace, "{full}");
+        extents.write(&extent(256 << 10), slices(), &hold).await.unwrap();
+        let checkpoint = CheckpointWrite { slot: 0, bytes: vec![7; 2 * MIB] };
+        super::checkpoint::write(&folder, &checkpoint).await.unwrap();
+        // One that does not fit leaves the slot as it was.
+        let larger = CheckpointWrite { slot: 0, bytes: vec![8; 64 * MIB] };
+        let full = super::checkpoint::write(&folder, &larger).await.unwrap_err();
+        assert_eq!(full.failure(), DiskFailure::NoSpace, "{full}");
+        let slot = std::fs::read(folder.join(super::checkpoint::file_name(0))).unwrap();
+        assert!(slot == vec![7; 2 * MIB], "the slot that was there is lost");
         drop(hold);
         segments.close().await.unwrap();
     });

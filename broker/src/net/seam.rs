@@ -8,6 +8,7 @@
 //! Invariant: nothing here blocks. This file refuses to know sockets and frames.
 
 use corelog_core::shard::{Input, RequestId};
+use corelog_wire::batch::parse_header;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, ShardId, TopicId, TopicPartition};
 use corelog_wire::message::{Answer, Request};
@@ -109,6 +110,23 @@ pub struct FetchReadyRow<S = PayloadSlice> {
     pub leader_epoch: LeaderEpoch,
     /// Whole batches, in order.
     pub slices: Vec<S>,
+}
+
+impl<S: AsRef<[u8]>> FetchReadyRow<S> {
+    /// How many records and bytes its batches have. Looks at the header of each.
+    #[must_use]
+    pub fn size(&self) -> (u64, u64) {
+        let (mut records, mut bytes) = (0, 0);
+        for slice in &self.slices {
+            let mut rest = slice.as_ref();
+            bytes += rest.len() as u64;
+            while let Ok((header, _)) = parse_header(rest, self.tp) {
+                records += u64::from(header.record_count);
+                rest = rest.get(header.batch_bytes as usize..).unwrap_or_default();
+            }
+        }
+        (records, bytes)
+    }
 }
 
 /// A request for the control thread: any of `Metadata`, `CreateTopic`, `DeleteTopic`, `AlterTopic`, `DescribeTopic` and

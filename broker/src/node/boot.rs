@@ -430,7 +430,8 @@ fn shard_config(config: &Config, shards: u16, disk_bytes_max: u64) -> ShardConfi
         shard: ShardId::new(0),
         ring_bytes: config.journal_bytes,
         tail_cache_bytes: config.memory_bytes_max / shards / 4,
-        disk_bytes_max: disk_bytes_max / shards,
+        // The budget is the data directory's: the rings are part of it.
+        disk_bytes_max: (disk_bytes_max / shards).saturating_sub(config.journal_bytes),
         prewrite: true,
     }
 }

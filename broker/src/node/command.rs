@@ -54,6 +54,8 @@ pub struct PartitionTraffic {
     pub bytes_in: u64,
     /// Bytes of the batches sent to readers.
     pub bytes_out: u64,
+    /// Records sent to readers.
+    pub records_out: u64,
 }
 
 /// The way to one shard.

@@ -3,9 +3,9 @@
 //! Used by `net` (requests), by `disk` (completions) and by boot (commands from the control thread). Invariant: the shard
 //! itself is borrowed only within a call, so whoever holds a handle may ask at any time between turns.
 
-use super::command::{Command, PartitionTraffic, ShardReport};
+use super::command::PartitionTraffic;
 use crate::disk::{DiskSnapshot, Results, ShardDisk};
-use crate::net::{Answers, FetchReady, Inbox, Net};
+use crate::net::{Answers, FetchReady, Inbox};
 use crate::rt;
 use corelog_core::shard::{Input, PartitionSnapshot, RequestId, Shard, ShardSnapshot};
 use corelog_wire::ids::TopicPartition;
@@ -13,7 +13,6 @@ use corelog_wire::message::Answer;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use tokio::sync::mpsc;
 
 /// Takes the answers to requests.
 pub trait Replies {
@@ -66,8 +65,9 @@ impl Results for Mailbox {
     fn fetched(&self, ready: FetchReady) {
         let mut traffic = self.traffic.borrow_mut();
         for row in ready.rows.iter().filter(|row| !row.slices.is_empty()) {
-            let bytes: u64 = row.slices.iter().map(|slice| slice.len() as u64).sum();
-            traffic.entry(row.tp).or_default().bytes_out += bytes;
+            let ((records, bytes), traffic) = (row.size(), traffic.entry(row.tp).or_default());
+            traffic.records_out += records;
+            traffic.bytes_out += bytes;
         }
         drop(traffic);
         if let Some(replies) = self.replies.get() {
@@ -124,27 +124,6 @@ impl ShardHandle {
     #[must_use]
     pub fn traffic(&self) -> Vec<(TopicPartition, PartitionTraffic)> {
         self.mailbox.traffic.borrow().iter().map(|(tp, traffic)| (*tp, *traffic)).collect()
-    }
-
-    /// Does what other threads ask for; returns when it is to stop, or nobody can ask any more.
-    pub async fn obey(&self, commands: &mut mpsc::Receiver<Command>, net: Option<&Net>) {
-        while let Some(command) = commands.recv().await {
-            // Whoever asked may be gone; then nobody misses the reply.
-            match command {
-                Command::Input(input) => self.push(input),
-                Command::Describe { partitions, reply } => {
-                    let described = partitions.into_iter().map(|tp| self.describe(tp)).collect();
-                    reply.send(described).unwrap_or_default();
-                }
-                Command::Report { reply } => drop(reply.send(ShardReport {
-                    shard: self.snapshot(),
-                    disk: self.disk_snapshot(),
-                    net: net.map(Net::snapshot),
-                    traffic: self.traffic(),
-                })),
-                Command::Stop => return,
-            }
-        }
     }
 
     /// Takes no more requests and waits until everything accepted is durable and checkpointed. Does not return when

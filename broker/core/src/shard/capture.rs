@@ -3,10 +3,11 @@
 //! A checkpoint is due when the head moved an eighth of the ring since the last one, when the ring has no room and a
 //! newer checkpoint would make some, and at a clean stop.
 
-use super::{CheckpointWrite, Effects, Shard};
+use super::{CheckpointWrite, DiskFailure, Effects, Shard};
 use crate::checkpoint::{PartitionImage, SlotHeader, encode_slot};
 use crate::journal::Position;
 use crate::limits::{CHECKPOINT_SHARE, CHECKPOINT_SLICE};
+use crate::time::Now;
 use corelog_wire::ids::{Offset, TopicPartition};
 use std::ops::Bound;
 
@@ -30,7 +31,7 @@ pub(super) struct Capture {
 impl Shard {
     /// Begins, goes on with or hands over a checkpoint.
     pub(super) fn checkpoint(&mut self, out: &mut Effects) {
-        if self.poisoned {
+        if self.poisoned || self.waits_for_room() {
             return;
         }
         if self.capture.is_none() && self.checkpoint_due() {
@@ -64,7 +65,22 @@ impl Shard {
         self.ring.slot_written(slot, capture.replay_from);
         self.captured_at = capture.began_at;
         self.checkpoints += 1;
+        self.disk_has_room(out);
         self.finish_draining(out);
+    }
+
+    /// A slot that found no room is tried again later, the same one: the other still holds what the next start needs.
+    pub(super) fn checkpoint_failed(&mut self, now: Now, cause: DiskFailure, out: &mut Effects) {
+        match cause {
+            DiskFailure::Fault => self.poison("a checkpoint could not be written", out),
+            DiskFailure::NoSpace => {
+                if self.capture.take().is_some_and(|capture| capture.writing.is_some()) {
+                    self.generation -= 1;
+                }
+                self.disk_is_full(now, out);
+                self.finish_draining(out);
+            }
+        }
     }
 
     /// Whether a clean stop left nothing for the next start to replay beyond what is in the journal anyway.

@@ -5,7 +5,7 @@
 //! partition is under way at a time, so extents are proven in offset order.
 
 use super::partition::ExtentUnderWay;
-use super::{DiskFailure, Effects, ExtentBeingWritten, ExtentWrite, Note, SegmentSeal, Shard};
+use super::{DiskFailure, DiskFull, Effects, ExtentBeingWritten, ExtentWrite, Note, SegmentSeal, Shard};
 use crate::journal::{Entry, ExtentEntry, Position, SegmentId};
 use crate::limits::{
     BLOCK, DESTAGE_START_SHARE, DISK_FULL_RETRY, EXTENT_BYTES_FULL, EXTENT_BYTES_IN_FLIGHT_MAX,
@@ -18,7 +18,7 @@ use corelog_wire::ids::TopicPartition;
 impl Shard {
     /// Starts extents while the ring is a quarter full of bytes that are in no segment.
     pub(super) fn destage(&mut self, out: &mut Effects) {
-        if self.poisoned || self.disk_full_since.is_some() {
+        if self.poisoned || self.waits_for_room() {
             return;
         }
         while self.extents.len() < EXTENTS_IN_FLIGHT_MAX
@@ -38,6 +38,7 @@ impl Shard {
 
     pub(super) fn extent_flushed(&mut self, segment: SegmentId, file_position: u64, out: &mut Effects) {
         self.extent_over(segment, out);
+        self.disk_has_room(out);
         let Some(partition) = self.partitions.get_mut(&segment.tp) else { return };
         let Some(under_way) =
             partition.extent.as_mut().filter(|extent| is_of(&extent.entry, segment, file_position))
@@ -76,11 +77,39 @@ impl Shard {
         }
         match cause {
             DiskFailure::Fault => self.poison("a segment write failed", out),
-            DiskFailure::NoSpace => {
-                if self.disk_full_since.replace(now.instant).is_none() {
-                    out.notes.push(Note::DiskFull);
-                }
-            }
+            DiskFailure::NoSpace => self.disk_is_full(now, out),
+        }
+    }
+
+    /// The file system has no room. Nothing is damaged: what found none is tried again later.
+    pub(super) fn disk_is_full(&mut self, now: Now, out: &mut Effects) {
+        let retry_at = now.instant.after(DISK_FULL_RETRY);
+        if self.disk_full.replace(DiskFull { retry_at, trying: false }).is_none() {
+            out.notes.push(Note::DiskFull);
+        }
+    }
+
+    /// Something that was tried again found room.
+    pub(super) fn disk_has_room(&mut self, out: &mut Effects) {
+        if self.disk_full.is_some_and(|full| full.trying) {
+            self.disk_full = None;
+            out.notes.push(Note::DiskRoom);
+        }
+    }
+
+    /// Whether nothing that needs room may be tried yet.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.disk_full.is_some_and(|full| !full.trying)
+    }
+
+    /// Lets what needs room be tried again after the file system was full. With nothing left that needs any, it is over.
+    pub(super) fn retry_full_disk(&mut self, now: Now, out: &mut Effects) {
+        let idle = self.extents.is_empty() && self.capture.is_none() && self.next_to_destage().is_none();
+        let Some(full) = &mut self.disk_full else { return };
+        if full.trying && idle {
+            self.disk_has_room(out);
+        } else if now.instant >= full.retry_at {
+            full.trying = true;
         }
     }
 
@@ -88,14 +117,6 @@ impl Shard {
     fn extent_over(&mut self, segment: SegmentId, out: &mut Effects) {
         if self.extents.remove(&segment).is_some_and(|extent| extent.doomed) {
             out.removals.push(segment);
-        }
-    }
-
-    /// Tries again after the file system was full.
-    pub(super) fn retry_full_disk(&mut self, now: Now, out: &mut Effects) {
-        if self.disk_full_since.is_some_and(|since| now.instant.since(since) >= DISK_FULL_RETRY) {
-            self.disk_full_since = None;
-            out.notes.push(Note::DiskRoom);
         }
     }
 

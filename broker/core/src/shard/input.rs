@@ -95,7 +95,10 @@ pub enum Input {
     /// A checkpoint slot is written and flushed.
     CheckpointFlushed,
     /// A checkpoint slot could not be written.
-    CheckpointFailed,
+    CheckpointFailed {
+        /// Why.
+        cause: DiskFailure,
+    },
     /// A chunk of the ring has been written for the first time and flushed.
     Prewritten {
         /// Offset in the ring.

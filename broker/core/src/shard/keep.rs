@@ -6,7 +6,7 @@
 use super::partition::Partition;
 use super::{Effects, Note, RequestId, Shard};
 use crate::journal::Entry;
-use crate::limits::{BLOCK, DISK_MARGIN_BYTES, PARTITIONS_MAX, ROWS_MAX};
+use crate::limits::{BLOCK, DISK_MARGIN_BYTES, DISK_MARGIN_SHARE, PARTITIONS_MAX, ROWS_MAX};
 use crate::log::{Log, Segment};
 use crate::time::Now;
 use crate::topic::TopicConfig;
@@ -88,6 +88,7 @@ impl Shard {
     /// Periodic: retention by time and by bytes, and another try on a full disk.
     pub(super) fn keep(&mut self, now: Now, out: &mut Effects) {
         self.retry_full_disk(now, out);
+        self.budget_full = self.budget_full && !self.has_disk_room(0);
         if self.read_only || self.poisoned {
             return;
         }
@@ -150,12 +151,12 @@ impl Shard {
     /// Whether a batch of `bytes` fits the disk budget, with everything that is on its way to segments.
     pub(super) fn has_disk_room(&self, bytes: u64) -> bool {
         let ring_used = self.ring.head().since(self.ring.needed_from());
-        if self.disk_full_since.is_some() && ring_used > self.ring.bytes() / 2 {
+        if self.disk_full.is_some() && ring_used > self.ring.bytes() / 2 {
             return false;
         }
         let padding = BLOCK * self.undestaged.len() as u64;
         let on_its_way = self.undestaged_bytes + self.ring.pending_bytes() + padding;
-        let margin = DISK_MARGIN_BYTES.min(self.config.disk_bytes_max / 16);
+        let margin = DISK_MARGIN_BYTES.min(self.config.disk_bytes_max / DISK_MARGIN_SHARE);
         // Files whose log start is on its way to the journal go before anything appended now is destaged.
         let staying = self.disk_bytes.saturating_sub(self.disk_bytes_leaving);
         staying + on_its_way + bytes + margin <= self.config.disk_bytes_max
@@ -233,7 +234,9 @@ impl Shard {
             return;
         }
         let stuck = self.poisoned || self.read_only;
-        if stuck || (self.ring.is_quiet() && self.extents.is_empty() && self.is_checkpointed()) {
+        // What a full disk keeps from a checkpoint stays in the journal.
+        let kept = self.is_checkpointed() || self.disk_full.is_some();
+        if stuck || (self.ring.is_quiet() && self.extents.is_empty() && kept) {
             self.drained = true;
             out.notes.push(Note::Drained);
         }

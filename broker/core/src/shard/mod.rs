@@ -82,7 +82,7 @@ pub struct ShardSnapshot {
     pub poisoned: bool,
     /// Whether the journal was found corrupt and nothing is appended.
     pub read_only: bool,
-    /// Whether the file system was full at the last try.
+    /// Whether the file system was full at the last try, or the budget refused an append lately.
     pub disk_full: bool,
 }
 
@@ -125,6 +125,14 @@ struct ExtentBeingWritten {
     doomed: bool,
 }
 
+/// The file system had no room for something.
+#[derive(Clone, Copy, Debug)]
+struct DiskFull {
+    retry_at: Instant,
+    /// The time has come: what needs room is tried again.
+    trying: bool,
+}
+
 /// One shard.
 #[derive(Debug)]
 #[expect(
@@ -163,7 +171,9 @@ pub struct Shard {
     checkpoints: u64,
     poisoned: bool,
     read_only: bool,
-    disk_full_since: Option<Instant>,
+    disk_full: Option<DiskFull>,
+    /// An append was refused since the last look at the budget, which had no room for it.
+    budget_full: bool,
     draining: bool,
     drained: bool,
     housekeeping_at: Instant,
@@ -214,7 +224,8 @@ impl Shard {
             checkpoints: 0,
             poisoned: false,
             read_only: from.read_only,
-            disk_full_since: None,
+            disk_full: None,
+            budget_full: false,
             draining: false,
             drained: false,
             housekeeping_at: Instant::default(),
@@ -255,7 +266,7 @@ impl Shard {
             }
             Input::Sealed { segment, written } => self.sealed(segment, written),
             Input::CheckpointFlushed => self.checkpoint_flushed(out),
-            Input::CheckpointFailed => self.poison("a checkpoint could not be written", out),
+            Input::CheckpointFailed { cause } => self.checkpoint_failed(now, cause, out),
             Input::Prewritten { ring_offset } => self.prewritten(ring_offset, out),
             Input::Turn => self.turn(now, out),
             Input::Tick => self.tick(now, out),
@@ -315,7 +326,7 @@ impl Shard {
             checkpoints: self.checkpoints,
             poisoned: self.poisoned,
             read_only: self.read_only,
-            disk_full: self.disk_full_since.is_some(),
+            disk_full: self.disk_full.is_some() || self.budget_full,
         }
     }
 

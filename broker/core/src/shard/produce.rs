@@ -64,7 +64,7 @@ pub enum AppendRefusal {
     Producer(#[from] ProducerRefusal),
     /// No room on disk.
     #[error(
-        "the disk budget is used up and the topic's full_policy is block-producer; free room or raise it"
+        "the disk or the broker's disk_bytes_max is full and the topic's full_policy drops nothing; free room or raise it"
     )]
     DiskFull,
     /// More replicas are required than there are.
@@ -368,6 +368,7 @@ impl Shard {
             let (_, config) = self.leading(tp)?;
             let may_drop = config.full_policy == FullPolicy::DropOldest;
             if !may_drop || !self.drop_oldest(tp, out) {
+                self.budget_full = true;
                 return Err(AppendRefusal::DiskFull);
             }
         }

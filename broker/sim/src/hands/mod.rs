@@ -316,16 +316,13 @@ impl Hands {
                     self.extents_flushed += 1;
                     Input::ExtentFlushed { segment, file_position }
                 }
-                Err(DiskError::NoSpace) => {
-                    Input::ExtentFailed { segment, file_position, cause: DiskFailure::NoSpace }
-                }
-                Err(DiskError::Io) => {
-                    Input::ExtentFailed { segment, file_position, cause: DiskFailure::Fault }
-                }
+                Err(error) => Input::ExtentFailed { segment, file_position, cause: failure(error) },
             },
             Then::Seal(segment) => Input::Sealed { segment, written: !failed },
-            Then::Checkpoint if failed => Input::CheckpointFailed,
-            Then::Checkpoint => Input::CheckpointFlushed,
+            Then::Checkpoint => match result {
+                Ok(()) => Input::CheckpointFlushed,
+                Err(error) => Input::CheckpointFailed { cause: failure(error) },
+            },
             Then::Prewrite(ring_offset) if failed => Input::CommitFailed { at: Position::new(ring_offset) },
             Then::Prewrite(ring_offset) => Input::Prewritten { ring_offset },
         };
@@ -362,6 +359,14 @@ impl Hands {
     }
 }
 
+/// What an error of the disk means for the shard.
+const fn failure(error: DiskError) -> DiskFailure {
+    match error {
+        DiskError::NoSpace => DiskFailure::NoSpace,
+        DiskError::Io => DiskFailure::Fault,
+    }
+}
+
 /// Folds an input into the trace.
 fn record_input(input: &Input, trace: &mut Trace) {
     if trace.printing() {
@@ -394,7 +399,7 @@ fn record_input(input: &Input, trace: &mut Trace) {
         Input::ExtentFailed { file_position, .. } => ("extent failed", *file_position),
         Input::Sealed { written, .. } => ("sealed", u64::from(*written)),
         Input::CheckpointFlushed => ("checkpoint flushed", 0),
-        Input::CheckpointFailed => ("checkpoint failed", 0),
+        Input::CheckpointFailed { .. } => ("checkpoint failed", 0),
         Input::Prewritten { ring_offset } => ("prewritten", *ring_offset),
         Input::Turn => ("turn", 0),
         Input::Tick => ("tick", 0),

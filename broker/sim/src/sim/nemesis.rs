@@ -49,7 +49,9 @@ impl Sim {
             | Trouble::CheckpointRot => {}
             Trouble::FullDisk => {
                 let room = self.nemesis.between(0, 2 * MIB);
-                self.disk.set_capacity(self.disk.used() + crate::hands::MARGIN_BYTES + room);
+                // Others write to the file system too, and leave no margin.
+                let margin = if self.nemesis.percent(60) { crate::hands::MARGIN_BYTES } else { 0 };
+                self.disk.set_capacity(self.disk.used() + margin + room);
                 let wait = self.nemesis.between(500 * MILLIS, 6 * SECONDS);
                 self.world.after(wait, Event::Room);
             }
