@@ -246,6 +246,7 @@ fn restore_segment(image: SegmentImage) -> Result<Segment, SlotError> {
         allocated: image.allocated,
         created: image.created,
         full: image.full,
+        sealing: false,
         sealed: image.sealed,
         max_timestamp_ms: image.max_timestamp_ms,
         opened_ms: image.opened_ms,

@@ -103,6 +103,8 @@ pub const PARTITIONS_MAX: usize = 100_000;
 pub const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Partitions captured for a checkpoint in one turn.
 pub const CHECKPOINT_SLICE: usize = 256;
+/// A slice ends with the partition that fills this many bytes.
+pub const CHECKPOINT_SLICE_BYTES: usize = 256 << 10;
 
 const _: () = assert!(RECORD_BYTES_MAX < BATCH_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX <= REQUEST_PAYLOAD_BYTES_MAX);

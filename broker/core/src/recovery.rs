@@ -153,6 +153,8 @@ pub struct Recovered {
     pub report: Report,
     /// Bytes that reads and extents may name by position: put them into memory first.
     pub kept: Vec<(Position, Bytes)>,
+    /// Partitions that the journal says are gone: their folders may have come back after a power cut.
+    pub removed: Vec<TopicPartition>,
     /// Write each and flush the journal after each, in order, before the shard is used: so no torn write takes both.
     /// Empty: the shard is read-only, write nothing.
     pub superblocks: Vec<SuperblockWrite>,
@@ -171,6 +173,8 @@ pub struct Recovery {
     logs: BTreeMap<TopicPartition, Log>,
     /// Partitions that neither the slot knows nor a removal explains yet, with the first contradiction.
     orphans: BTreeMap<TopicPartition, (Position, ReplayFault)>,
+    /// Partitions whose removal was replayed.
+    removed: BTreeSet<TopicPartition>,
     next_use: SegmentUse,
     /// Commits with places in memory, oldest first.
     kept: Vec<(Position, Bytes, Vec<TopicPartition>)>,
@@ -216,6 +220,7 @@ impl Recovery {
             older_slot,
             logs,
             orphans: BTreeMap::new(),
+            removed: BTreeSet::new(),
             next_use: header.next_use,
             kept: Vec::new(),
             replayed_batches: 0,
@@ -299,7 +304,8 @@ impl Recovery {
             .map(|version| SuperblockWrite { file_offset: version.slot_offset(), bytes: version.encode() });
         let superblocks = superblocks.collect();
         let kept = self.kept.into_iter().map(|(at, bytes, _)| (at, bytes)).collect();
-        Ok(Recovered { shard, report, kept, superblocks })
+        let removed = self.removed.into_iter().collect();
+        Ok(Recovered { shard, report, kept, removed, superblocks })
     }
 
     fn replay(&mut self, scanned: Scanned) -> Result<(), RecoveryFault> {
@@ -363,6 +369,7 @@ impl Recovery {
             EntryView::Removed { tp } => {
                 self.logs.remove(&tp);
                 self.orphans.remove(&tp);
+                self.removed.insert(tp);
             }
         }
     }

@@ -1,6 +1,8 @@
 //! What goes wrong with files, told apart only as far as it decides something: full, or broken.
 
 use corelog_core::shard::DiskFailure;
+use glommio::GlommioError;
+use rustix::io::Errno;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -42,12 +44,34 @@ impl DiskError {
         Self::System { what, path: path.to_owned(), source }
     }
 
+    /// The same of an error that came through glommio, whose own conversion would lose the system's number.
+    pub(super) fn glommio(what: &'static str, path: &Path, error: GlommioError<()>) -> Self {
+        let source = match error {
+            GlommioError::IoError(source) | GlommioError::EnhancedIoError { source, .. } => source,
+            other => other.into(),
+        };
+        Self::system(what, path, source)
+    }
+
+    /// Whether the drive could not read what it holds.
+    pub(super) fn is_media(&self) -> bool {
+        matches!(self, Self::System { source, .. } if source.raw_os_error() == Some(Errno::IO.raw_os_error()))
+    }
+
+    /// Whether this process or the system has no descriptor left: nothing is wrong with the device, and later there may be
+    /// one.
+    pub(super) fn is_out_of_descriptors(&self) -> bool {
+        let out = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+        matches!(self, Self::System { source, .. } if out.contains(&source.raw_os_error()))
+    }
+
     /// What it means for the shard.
     #[must_use]
     pub fn failure(&self) -> DiskFailure {
         match self {
             Self::System { source, .. }
-                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                    || self.is_out_of_descriptors() =>
             {
                 DiskFailure::NoSpace
             }

@@ -26,7 +26,7 @@ impl File {
     pub(super) async fn open(path: &Path, create: bool) -> Result<Self> {
         let opened =
             OpenOptions::new().read(true).write(true).create(create).mode(0o640).dma_open(path).await;
-        let dma = opened.map_err(|error| DiskError::system("opening", path, error.into()))?;
+        let dma = opened.map_err(|error| DiskError::glommio("opening", path, error))?;
         Ok(Self { dma, path: path.to_owned(), allocated: Cell::new(0) })
     }
 
@@ -46,7 +46,7 @@ impl File {
             .dma
             .write_rc_at(buffer, at)
             .await
-            .map_err(|error| DiskError::system("writing", &self.path, error.into()))?;
+            .map_err(|error| DiskError::glommio("writing", &self.path, error))?;
         self.whole("writing", at, wanted, done)
     }
 
@@ -57,7 +57,7 @@ impl File {
             .dma
             .read_at_aligned(at, bytes)
             .await
-            .map_err(|error| DiskError::system("reading", &self.path, error.into()))?;
+            .map_err(|error| DiskError::glommio("reading", &self.path, error))?;
         self.whole("reading", at, bytes, read.len())?;
         Ok(read)
     }
@@ -72,7 +72,7 @@ impl File {
     /// Makes every write that has completed durable, and the size. A failure must never be tried again: the kernel
     /// may have dropped what could not be written.
     pub(super) async fn flush(&self) -> Result<()> {
-        self.dma.fdatasync().await.map_err(|error| DiskError::system("flushing", &self.path, error.into()))
+        self.dma.fdatasync().await.map_err(|error| DiskError::glommio("flushing", &self.path, error))
     }
 
     /// Gives the file blocks and a size of at least `bytes`.
@@ -84,7 +84,7 @@ impl File {
         self.dma
             .pre_allocate(bytes, false)
             .await
-            .map_err(|error| DiskError::system("allocating", &self.path, error.into()))?;
+            .map_err(|error| DiskError::glommio("allocating", &self.path, error))?;
         self.allocated.set(bytes);
         Ok(())
     }
@@ -101,15 +101,12 @@ impl File {
 
     /// Cuts or extends the file.
     pub(super) async fn set_size(&self, bytes: u64) -> Result<()> {
-        self.dma
-            .truncate(bytes)
-            .await
-            .map_err(|error| DiskError::system("resizing", &self.path, error.into()))
+        self.dma.truncate(bytes).await.map_err(|error| DiskError::glommio("resizing", &self.path, error))
     }
 
     /// Closes the file.
     pub(super) async fn close(self) -> Result<()> {
-        self.dma.close().await.map_err(|error| DiskError::system("closing", &self.path, error.into()))
+        self.dma.close().await.map_err(|error| DiskError::glommio("closing", &self.path, error))
     }
 }
 
@@ -131,9 +128,8 @@ pub(super) async fn probe(folder: &Path) -> Result<()> {
     let path = folder.join("probe");
     let zeros = [0_u8; BLOCK_BYTES];
     std::fs::write(&path, zeros).map_err(|error| DiskError::system("writing", &path, error))?;
-    let file =
-        DmaFile::open(&path).await.map_err(|error| DiskError::system("opening", &path, error.into()))?;
-    file.close().await.map_err(|error| DiskError::system("closing", &path, error.into()))?;
+    let file = DmaFile::open(&path).await.map_err(|error| DiskError::glommio("opening", &path, error))?;
+    file.close().await.map_err(|error| DiskError::glommio("closing", &path, error))?;
     std::fs::remove_file(&path).map_err(|error| DiskError::system("removing", &path, error))
 }
 

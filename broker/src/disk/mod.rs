@@ -135,7 +135,12 @@ impl ShardDisk {
             gate: rt::Gate::default(),
             queues,
         };
-        Ok((opened.shard, Self { inner: Rc::new(inner) }, opened.report))
+        let inner = Rc::new(inner);
+        // Of a damaged journal it is not known what it would have said of the files that nothing names.
+        if !opened.shard.snapshot().read_only {
+            inner.sweep(&opened.shard, opened.removed);
+        }
+        Ok((opened.shard, Self { inner }, opened.report))
     }
 
     /// What was done so far.

@@ -8,12 +8,13 @@ use super::error::DiskError;
 use super::{Inner, ShardDisk, checkpoint};
 use crate::net::{FetchReady, FetchReadyRow, PayloadSlice};
 use crate::rt;
-use corelog_core::journal::{Commit, SegmentId};
+use corelog_core::journal::{Commit, Position, SegmentId};
 use corelog_core::shard::{
     CheckpointWrite, Effects, ExtentWrite, Input, LookupPlan, LookupRow, Prewrite, ReadPlan, ReadRow,
-    SegmentRead, SegmentSeal, Source,
+    SegmentRead, SegmentSeal, Shard, Source,
 };
 use corelog_wire::error::ErrorCode;
+use corelog_wire::ids::TopicPartition;
 use corelog_wire::message::{Answer, ListOffsetsAnswer, ListedRow};
 use std::future::Future;
 use std::rc::Rc;
@@ -74,6 +75,19 @@ impl Inner {
         });
     }
 
+    /// Removes, in the background, what an earlier start was to remove and a crash has kept or brought back.
+    pub(super) fn sweep(self: &Rc<Self>, shard: &Shard, removed: Vec<TopicPartition>) {
+        for tp in removed {
+            self.segments.remove_partition(tp, self.queues.background, &self.gate);
+        }
+        let (files, newest_use) = (shard.files().collect::<Vec<_>>(), shard.newest_use());
+        self.in_background(move |inner| async move {
+            for (tp, kept) in files {
+                inner.segments.sweep(tp, kept, newest_use).await;
+            }
+        });
+    }
+
     fn commit(self: &Rc<Self>, commit: &Commit) {
         let at = commit.at;
         let packed = self.journal.pack(commit, &self.pool).freeze();
@@ -92,11 +106,15 @@ impl Inner {
 
     fn prewrite(self: &Rc<Self>, part: Prewrite) {
         self.in_background(move |inner| async move {
-            // Whatever failed, the next commit meets it too and tells the shard.
-            match inner.journal.prewrite(part).await {
-                Ok(()) => inner.results.completed(Input::Prewritten { ring_offset: part.ring_offset }),
-                Err(_) => inner.meters.failures.add(1),
-            }
+            // A write to the journal failed: what the next commit would meet, the shard hears now.
+            let input = match inner.journal.prewrite(part).await {
+                Ok(()) => Input::Prewritten { ring_offset: part.ring_offset },
+                Err(_) => {
+                    inner.meters.failures.add(1);
+                    Input::CommitFailed { at: Position::new(part.ring_offset) }
+                }
+            };
+            inner.results.completed(input);
         });
     }
 
@@ -212,7 +230,7 @@ impl Inner {
             Ok(slices) => row.slices = slices,
             Err(error) => {
                 self.unreadable(read, &error);
-                row.error = ErrorCode::CorruptBatch;
+                row.error = code_of(&error);
                 row.message = format!("offset {}: {error}", read.from);
             }
         }
@@ -262,9 +280,17 @@ impl Inner {
             Ok(None) => return false,
             Err(error) => {
                 self.unreadable(read, &error);
-                row.error = ErrorCode::CorruptBatch;
+                row.error = code_of(&error);
             }
         }
         true
+    }
+}
+
+/// What a reader is told of a segment that could not be read.
+fn code_of(error: &ColdError) -> ErrorCode {
+    match error {
+        ColdError::Disk(error) if error.is_out_of_descriptors() => ErrorCode::Throttled,
+        ColdError::Disk(_) | ColdError::Segment(_) => ErrorCode::CorruptBatch,
     }
 }

@@ -1,7 +1,8 @@
 //! From files to a shard that may start: drives `corelog_core::recovery`.
 //!
 //! Called by `node` once per shard and start, on the shard's own executor. What is read may still be only in the
-//! drive's cache after a kill; the flush of the superblock, which comes before the shard is used, covers it.
+//! drive's cache after a kill. So everything that the new session counts as flushed is flushed before the superblock
+//! says that it is: the journal, both slots, and their names. Segments were flushed before the entries that count them.
 
 use super::checkpoint;
 use super::error::DiskError;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use corelog_core::journal::{Position, RING_DATA_START};
 use corelog_core::recovery::{Recovered, Recovery, RecoveryFault, Report};
 use corelog_core::shard::{Shard, ShardConfig};
+use corelog_wire::ids::TopicPartition;
 use rustix::fs::{FallocateFlags, fallocate, statfs};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -95,6 +97,7 @@ pub(super) struct Opened {
     pub(super) shard: Shard,
     pub(super) report: Report,
     pub(super) kept: Vec<(Position, Bytes)>,
+    pub(super) removed: Vec<TopicPartition>,
 }
 
 /// Recovers a shard from the files in its folder.
@@ -104,10 +107,7 @@ pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened
     let journal = journal::open(&folder.join("journal")).await?;
     let start = usize::try_from(RING_DATA_START).unwrap_or(usize::MAX);
     let superblocks = journal.read(0, start).await?;
-    let slots = [
-        read_whole(&folder.join(checkpoint::file_name(0))).await?,
-        read_whole(&folder.join(checkpoint::file_name(1))).await?,
-    ];
+    let slots = [read_slot(folder, 0).await?, read_slot(folder, 1).await?];
     let mut recovery = Recovery::new(config, &superblocks, &slots)?;
     while let Some(wanted) = recovery.next_read() {
         let bytes = usize::try_from(wanted.bytes).unwrap_or(usize::MAX);
@@ -115,10 +115,38 @@ pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened
         recovery.feed(&read);
         rt::yield_if_needed().await;
     }
-    let Recovered { shard, report, kept, superblocks } = recovery.finish()?;
+    let Recovered { shard, report, kept, removed, superblocks } = recovery.finish()?;
+    if !superblocks.is_empty() {
+        flush_all(folder, &journal).await?;
+    }
     for superblock in superblocks {
         journal.write(copied(&superblock.bytes), superblock.file_offset).await?;
         journal.flush().await?;
     }
-    Ok(Opened { journal, shard, report, kept })
+    Ok(Opened { journal, shard, report, kept, removed })
+}
+
+/// A slot's bytes. One that the drive cannot read is as bad as one with a wrong checksum: the other one counts.
+async fn read_slot(folder: &Path, slot: u8) -> Result<Option<Vec<u8>>, DiskError> {
+    match read_whole(&folder.join(checkpoint::file_name(slot))).await {
+        Err(error) if error.is_media() => {
+            tracing::error!(%error, "a checkpoint slot cannot be read");
+            Ok(Some(Vec::new()))
+        }
+        read => read,
+    }
+}
+
+/// Makes durable what recovery read.
+async fn flush_all(folder: &Path, journal: &File) -> Result<(), DiskError> {
+    journal.flush().await?;
+    for slot in 0..2 {
+        let path = folder.join(checkpoint::file_name(slot));
+        if path.exists() {
+            let file = File::open(&path, false).await?;
+            file.flush().await?;
+            file.close().await?;
+        }
+    }
+    sync_folder(folder).map_err(|error| DiskError::system("flushing", folder, error))
 }

@@ -6,11 +6,12 @@
 use super::error::{DiskError, Result};
 use super::file::{File, check_room};
 use crate::rt;
-use corelog_core::journal::SegmentId;
-use corelog_core::segment::{IndexFile, file_name, folder_name, index_file_name};
+use corelog_core::journal::{SegmentId, SegmentUse};
+use corelog_core::segment::{IndexFile, file_name, folder_name, index_file_name, parse_file_name};
 use corelog_wire::ids::TopicPartition;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -20,6 +21,9 @@ const OPEN_MAX: usize = 256;
 /// Index files kept in memory per shard: at most [`INDEX_ENTRIES_MAX`](corelog_core::limits::INDEX_ENTRIES_MAX) entries
 /// each, a few tens of KiB.
 const INDEXES_MAX: usize = 128;
+
+/// A file that is being written has its name with this behind it.
+const DRAFT_SUFFIX: &str = ".tmp";
 
 /// The segment files of one shard.
 #[derive(Debug)]
@@ -123,7 +127,8 @@ impl Segments {
         let path = folder.join(index_file_name(hold.id));
         let target = path.clone();
         let written = rt::blocking(move || {
-            let draft = target.with_extension("idx.tmp");
+            let mut draft = target.clone().into_os_string();
+            draft.push(DRAFT_SUFFIX);
             check_room(&folder, content.len() as u64)?;
             let mut file = std::fs::File::create(&draft)?;
             file.write_all(&content)?;
@@ -182,6 +187,37 @@ impl Segments {
         });
     }
 
+    /// Removes the files in a partition's folder that belong to no segment in `kept`, which is in order. Files of later uses than `newest_use`
+    /// were made since the start.
+    pub(super) async fn sweep(&self, tp: TopicPartition, kept: Vec<SegmentId>, newest_use: SegmentUse) {
+        let folder = self.folder(tp);
+        let swept = rt::blocking(move || {
+            let Some(entries) = present(std::fs::read_dir(&folder))? else { return Ok(0) };
+            let mut swept = 0;
+            for entry in entries {
+                let path = entry?.path();
+                let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+                let Some((base, segment_use)) =
+                    parse_file_name(name.strip_suffix(DRAFT_SUFFIX).unwrap_or(name))
+                else {
+                    continue;
+                };
+                if segment_use <= newest_use
+                    && kept.binary_search(&SegmentId { tp, base, segment_use }).is_err()
+                {
+                    present(std::fs::remove_file(&path))?;
+                    swept += 1;
+                }
+            }
+            Ok::<_, io::Error>(swept)
+        });
+        match swept.await {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(%tp, files, "files of segments that left the log were removed"),
+            Err(error) => tracing::warn!(%tp, %error, "a partition's folder cannot be swept"),
+        }
+    }
+
     fn unlink(self: &Rc<Self>, id: SegmentId, queue: rt::Queue, gate: &rt::Gate) {
         self.open.borrow_mut().remove(id);
         self.indexes.borrow_mut().remove(id);
@@ -214,14 +250,15 @@ impl Segments {
             return;
         }
         self.folders.borrow_mut().remove(&tp);
-        let folder = self.folder(tp);
+        let (folder, topics) = (self.folder(tp), self.topics.clone());
         let removed = rt::blocking(move || {
             present(std::fs::remove_dir_all(&folder))?;
-            // The topic's folder goes with its last partition, whichever shard has that.
-            if let Some(topic) = folder.parent() {
-                std::fs::remove_dir(topic).unwrap_or_default();
+            // The topic's folder goes with its last partition, whichever shard has that, and durably: nothing will name
+            // it any more.
+            match folder.parent() {
+                Some(topic) if std::fs::remove_dir(topic).is_ok() => sync_folder(&topics),
+                Some(_) | None => Ok(()),
             }
-            Ok::<(), io::Error>(())
         });
         if let Err(error) = removed.await {
             tracing::warn!(%tp, %error, "the folder of a removed partition cannot be removed");
@@ -257,11 +294,11 @@ impl Drop for Hold {
     }
 }
 
-/// Whether something was there; that it was not is no error.
-fn present(result: io::Result<()>) -> io::Result<bool> {
+/// What there is; that there is nothing is no error.
+fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }

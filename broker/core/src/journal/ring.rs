@@ -1,8 +1,9 @@
 //! The journal as the shard decides it: what waits, what goes into the next commit, what is proven.
 //!
-//! Called only by `shard`. Two queues: control entries (extents, log starts, removals) go first, since they are what
-//! frees the ring; batches are queued only while the ring has room for them beside a reserve for control entries. Room
-//! is counted from what the two checkpoint slots need, never from what is merely destaged.
+//! Called only by `shard`. Two queues. Control entries (extents, removals) go first, since they are what frees the ring.
+//! Batches and log starts keep the order among them in which they came, so that a replay meets a log start with the
+//! same batches before it; they are queued only while the ring has room for them beside a reserve for control entries.
+//! Room is counted from what the two checkpoint slots need, never from what is merely destaged.
 //!
 //! Invariants: `flushed_to <= head`; a proof is handed out once, in order of position, only when every commit before
 //! it is flushed; the ring never holds more than its size between the oldest needed position and the head.
@@ -63,7 +64,8 @@ pub struct Ring {
     /// What each checkpoint slot needs: everything from here on.
     needed: [Position; 2],
     control: VecDeque<Entry>,
-    batches: VecDeque<Entry>,
+    /// Batches and log starts, in the order they came.
+    ordered: VecDeque<Entry>,
     pending_bytes: u64,
     in_flight: VecDeque<InFlight>,
     prewrite: Option<PrewriteState>,
@@ -103,7 +105,7 @@ impl Ring {
             data_end: Position::default(),
             needed,
             control: VecDeque::new(),
-            batches: VecDeque::new(),
+            ordered: VecDeque::new(),
             pending_bytes: 0,
             in_flight: VecDeque::new(),
             prewrite,
@@ -160,7 +162,7 @@ impl Ring {
     /// Whether nothing waits and nothing is under way.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.control.is_empty() && self.batches.is_empty() && self.in_flight.is_empty()
+        self.control.is_empty() && self.ordered.is_empty() && self.in_flight.is_empty()
     }
 
     /// Whether the device failed.
@@ -191,22 +193,20 @@ impl Ring {
         self.control.front().is_some_and(|entry| needs(entry) > self.room())
     }
 
-    /// Queues an entry. Batches wait behind control entries.
+    /// Queues an entry. Batches and log starts wait behind control entries.
     pub fn push(&mut self, entry: Entry) {
         self.pending_bytes += layout::entry_bytes(&entry);
         match entry {
-            Entry::Batch { .. } => self.batches.push_back(entry),
-            Entry::Extent(_) | Entry::LogStart { .. } | Entry::Removed { .. } => {
-                self.control.push_back(entry);
-            }
+            Entry::Batch { .. } | Entry::LogStart { .. } => self.ordered.push_back(entry),
+            Entry::Extent(_) | Entry::Removed { .. } => self.control.push_back(entry),
         }
     }
 
-    /// Takes back the batches of a partition that wait for a commit.
+    /// Takes back the batches and log starts of a partition that wait for a commit.
     pub fn withdraw(&mut self, partition: TopicPartition) {
         let pending_bytes = &mut self.pending_bytes;
-        self.batches.retain(|entry| match entry {
-            Entry::Batch { tp, .. } if *tp == partition => {
+        self.ordered.retain(|entry| match entry {
+            Entry::Batch { tp, .. } | Entry::LogStart { tp, .. } if *tp == partition => {
                 *pending_bytes -= layout::entry_bytes(entry);
                 false
             }
@@ -219,12 +219,12 @@ impl Ring {
         if self.failed || self.in_flight.len() >= COMMITS_IN_FLIGHT_MAX {
             return None;
         }
-        if self.control.is_empty() && self.batches.is_empty() {
+        if self.control.is_empty() && self.ordered.is_empty() {
             return None;
         }
         let mut builder = CutBuilder::new(self.commit_bytes_max().min(self.room()));
         take_while_fits(&mut self.control, &mut builder);
-        take_while_fits(&mut self.batches, &mut builder);
+        take_while_fits(&mut self.ordered, &mut builder);
         if builder.entries.is_empty() {
             return None;
         }
@@ -234,16 +234,15 @@ impl Ring {
     /// Cuts an empty commit that marks everything flushed as flushed, if that is not marked yet and nothing is
     /// under way.
     pub fn cut_mark(&mut self) -> Option<Commit> {
-        if !self.wants_mark() || self.room() < BLOCK {
-            return None;
-        }
-        Some(self.commit(CutBuilder::new(BLOCK)).commit)
+        self.wants_mark().then(|| self.commit(CutBuilder::new(BLOCK)).commit)
     }
 
-    /// Whether the last commit with entries is flushed but no commit says so.
+    /// Whether the last commit with entries is flushed but no commit says so. Marks keep out of the second half of the
+    /// reserve: what frees the ring needs it more.
     #[must_use]
     pub fn wants_mark(&self) -> bool {
-        !self.failed && self.is_quiet() && self.marked_to < self.data_end
+        let has_room = self.room() >= self.bytes / JOURNAL_RESERVE_SHARE / 2 + BLOCK;
+        !self.failed && self.is_quiet() && self.marked_to < self.data_end && has_room
     }
 
     /// The write and flush of the commit at `at` are done. Gives what is proven now, in order.
@@ -275,7 +274,7 @@ impl Ring {
         self.failed = true;
         self.in_flight.clear();
         self.control.clear();
-        self.batches.clear();
+        self.ordered.clear();
         self.pending_bytes = 0;
     }
 

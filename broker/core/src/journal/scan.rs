@@ -162,7 +162,11 @@ impl Scan {
             self.lost_session |= header.position == self.at && self.superblock.lacks(header.session);
             return Judged::Bad { started: false };
         }
-        if self.last_crc.is_some_and(|crc| crc != header.prev_crc) && !cfg!(mutant = "recovery_ignores_chain")
+        // A session that began right where a scan had begun knew no commit before it.
+        let unlinked = header.prev_crc == 0 && self.superblock.may_begin(header.session, self.at);
+        if self.last_crc.is_some_and(|crc| crc != header.prev_crc)
+            && !unlinked
+            && !cfg!(mutant = "recovery_ignores_chain")
         {
             return Judged::Bad { started: true };
         }

@@ -288,6 +288,14 @@ impl Superblock {
         self.sessions[row].first <= position && end.is_none_or(|end| position < end)
     }
 
+    /// Whether the first commit of `session` may stand at `position`. Where sessions older than the table began is not
+    /// known any more.
+    #[must_use]
+    pub fn may_begin(&self, session: Session, position: Position) -> bool {
+        self.sessions.first().is_some_and(|oldest| session < oldest.session)
+            || self.sessions.contains(&SessionStart { session, first: position })
+    }
+
     /// Whether a commit of `session` proves that a newer superblock than this one was flushed and lost since. Its
     /// commits must not be taken for leftovers.
     #[must_use]

@@ -143,6 +143,12 @@ impl Log {
         self.durable_end
     }
 
+    /// Everything from the log start up to here is in memory or in a segment.
+    #[must_use]
+    pub fn held_end(&self) -> Offset {
+        self.tail.end().map_or(self.destaged_end, |end| end.max(self.destaged_end))
+    }
+
     /// The next offset.
     #[must_use]
     pub fn end(&self) -> Offset {

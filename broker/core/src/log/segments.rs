@@ -35,6 +35,8 @@ pub struct Segment {
     pub created: bool,
     /// Whether it takes no more batches.
     pub full: bool,
+    /// Whether its index file is being written.
+    pub sealing: bool,
     /// Whether its index file was written or given up.
     pub sealed: bool,
     /// The newest create time of its records: for look-ups by time.
@@ -61,6 +63,7 @@ impl Segment {
             allocated: 0,
             created: false,
             full: false,
+            sealing: false,
             sealed: false,
             max_timestamp_ms: i64::MIN,
             opened_ms: i64::MAX,
@@ -115,6 +118,11 @@ impl Segments {
     #[must_use]
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Segment> + ExactSizeIterator {
         self.segments.iter()
+    }
+
+    /// The same, to change them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Segment> {
+        self.segments.iter_mut()
     }
 
     /// Puts a segment back behind the others.

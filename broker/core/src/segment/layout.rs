@@ -223,11 +223,12 @@ fn name(id: SegmentId, suffix: &str) -> String {
     format!("{:020}-{:08x}{suffix}", id.base.get(), id.segment_use.0)
 }
 
-/// Base offset and use of a segment file, from its name. `None` unless [`file_name`] gives exactly this name; index
-/// files and everything else are not segments.
+/// Base offset and use of the segment that a file belongs to, from its name. `None` unless [`file_name`] or
+/// [`index_file_name`] gives exactly this name.
 #[must_use]
 pub fn parse_file_name(name: &str) -> Option<(Offset, SegmentUse)> {
-    let (base, segment_use) = name.strip_suffix(LOG_SUFFIX)?.split_once('-')?;
+    let stem = name.strip_suffix(LOG_SUFFIX).or_else(|| name.strip_suffix(INDEX_SUFFIX))?;
+    let (base, segment_use) = stem.split_once('-')?;
     let decimal = base.len() == 20 && base.bytes().all(|c| c.is_ascii_digit());
     let hexadecimal =
         segment_use.len() == 8 && segment_use.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
@@ -319,12 +320,12 @@ mod tests {
         assert_eq!(file_name(id()), "00072623859790382856-00000007.log");
         assert_eq!(index_file_name(id()), "00072623859790382856-00000007.idx");
         assert_eq!(parse_file_name(&file_name(id())), Some((id().base, id().segment_use)));
+        assert_eq!(parse_file_name(&index_file_name(id())), Some((id().base, id().segment_use)));
         let last = SegmentId { base: Offset::new(u64::MAX), segment_use: SegmentUse(u32::MAX), ..id() };
         assert_eq!(file_name(last), "18446744073709551615-ffffffff.log");
         assert_eq!(parse_file_name(&file_name(last)), Some((last.base, last.segment_use)));
         for name in [
             "",
-            "00072623859790382856-00000007.idx",
             "00072623859790382856-00000007.log.tmp",
             "00072623859790382856-00000007",
             "00072623859790382856-0000000A.log",

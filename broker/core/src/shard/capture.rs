@@ -6,7 +6,7 @@
 use super::{CheckpointWrite, DiskFailure, Effects, Shard};
 use crate::checkpoint::{PartitionImage, SlotHeader, encode_slot};
 use crate::journal::Position;
-use crate::limits::{CHECKPOINT_SHARE, CHECKPOINT_SLICE};
+use crate::limits::{CHECKPOINT_SHARE, CHECKPOINT_SLICE, CHECKPOINT_SLICE_BYTES};
 use crate::time::Now;
 use corelog_wire::ids::{Offset, TopicPartition};
 use std::ops::Bound;
@@ -101,7 +101,11 @@ impl Shard {
     fn capture_slice(&self, capture: &mut Capture) {
         let from = capture.last.map_or(Bound::Unbounded, Bound::Excluded);
         let mut slice = self.partitions.range((from, Bound::Unbounded));
+        let body_bytes_max = capture.body.len() + CHECKPOINT_SLICE_BYTES;
         for _ in 0..CHECKPOINT_SLICE {
+            if capture.body.len() > body_bytes_max {
+                return;
+            }
             let Some((tp, partition)) = slice.next() else {
                 capture.complete = true;
                 return;

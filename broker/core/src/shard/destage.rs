@@ -84,7 +84,7 @@ impl Shard {
     /// The file system has no room. Nothing is damaged: what found none is tried again later.
     pub(super) fn disk_is_full(&mut self, now: Now, out: &mut Effects) {
         let retry_at = now.instant.after(DISK_FULL_RETRY);
-        if self.disk_full.replace(DiskFull { retry_at, trying: false }).is_none() {
+        if self.disk_full.replace(DiskFull { retry_at, trying: false, dropped: false }).is_none() {
             out.notes.push(Note::DiskFull);
         }
     }
@@ -115,8 +115,13 @@ impl Shard {
 
     /// The hands are done with an extent; a segment that left the log meanwhile loses its file now.
     fn extent_over(&mut self, segment: SegmentId, out: &mut Effects) {
-        if self.extents.remove(&segment).is_some_and(|extent| extent.doomed) {
-            out.removals.push(segment);
+        if !self.extents.remove(&segment).is_some_and(|extent| extent.doomed) {
+            return;
+        }
+        out.removals.push(segment);
+        let last = !self.extents.keys().any(|other| other.tp == segment.tp);
+        if last && self.removed_meanwhile.remove(&segment.tp) {
+            out.removed.push(segment.tp);
         }
     }
 
@@ -141,9 +146,11 @@ impl Shard {
 
     /// Asks for the index files of segments that take no more extents.
     pub(super) fn seal_complete(&mut self, tp: TopicPartition, out: &mut Effects) {
-        let Some(partition) = self.partitions.get(&tp) else { return };
-        for segment in partition.log.segments.iter() {
-            if segment.is_complete() && !segment.sealed && segment.created && segment.index.is_some() {
+        let Some(partition) = self.partitions.get_mut(&tp) else { return };
+        for segment in partition.log.segments.iter_mut() {
+            let wanted =
+                segment.is_complete() && !segment.sealed && segment.created && segment.index.is_some();
+            if wanted && !std::mem::replace(&mut segment.sealing, true) {
                 let id = segment.id(tp);
                 out.seals.push(SegmentSeal { segment: id, index_file: index_file(id, segment) });
             }

@@ -151,6 +151,10 @@ impl Shard {
         if row.offset < partition.log.log_start() || row.offset > partition.log.end() {
             return Err(ErrorCode::OffsetOutOfRange);
         }
+        // Only damage to the journal takes what was durable out of memory before it was in a segment.
+        if (partition.log.held_end()..partition.log.durable_end()).contains(&row.offset) {
+            return Err(ErrorCode::CorruptBatch);
+        }
         Ok(partition)
     }
 

@@ -115,7 +115,8 @@ pub enum Input {
 /// Why a write to a segment failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskFailure {
-    /// The file system is full; nothing is damaged, the bytes are still in the journal.
+    /// The file system is full, or the process has no descriptor left: nothing is damaged, the bytes are still in the
+    /// journal, and later it may go.
     NoSpace,
     /// The device or the file system refused: nothing more may be promised on it.
     Fault,

@@ -39,18 +39,20 @@ impl Shard {
             return;
         }
         let newest = partition.epoch.max(partition.log.epochs.last());
-        if newest.is_some_and(|newest| epoch < newest) {
+        // The epoch that wrote the log before this start is over: its unflushed records may have been seen elsewhere.
+        let over = partition.epoch.is_none() && partition.log.epochs.last() == Some(epoch);
+        if over || newest.is_some_and(|newest| epoch < newest) {
             out.notes.push(Note::EpochBehind { tp, epoch, newest });
             return;
         }
-        partition.config = Some(config);
+        partition.configure(config);
         partition.epoch = Some(epoch);
         self.seal_complete(tp, out);
     }
 
     pub(super) fn configure(&mut self, tp: TopicPartition, config: TopicConfig) {
         if let Some(partition) = self.partitions.get_mut(&tp) {
-            partition.config = Some(config);
+            partition.configure(config);
         }
     }
 
@@ -81,14 +83,20 @@ impl Shard {
         self.undestaged_bytes -= partition.undestaged_bytes();
         let segments = partition.log.segments.take_all();
         self.drop_files(&partition, segments, out);
-        out.removed.push(tp);
+        // Its folder goes when nobody writes to a file in it any more.
+        if self.extents.keys().any(|segment| segment.tp == tp) {
+            self.removed_meanwhile.insert(tp);
+        } else {
+            out.removed.push(tp);
+        }
         self.fail_acks(tp, partition.acks, out);
+        self.deletions_over(tp, out);
     }
 
     /// Periodic: retention by time and by bytes, and another try on a full disk.
     pub(super) fn keep(&mut self, now: Now, out: &mut Effects) {
         self.retry_full_disk(now, out);
-        self.budget_full = self.budget_full && !self.has_disk_room(0);
+        self.budget_full = self.budget_full && (self.is_stuck() || !self.has_disk_room(0));
         if self.read_only || self.poisoned {
             return;
         }
@@ -101,11 +109,24 @@ impl Shard {
         }
     }
 
-    /// Queues a new log start; reads below it end when its entry is durable.
-    fn advance_log_start(&mut self, tp: TopicPartition, to: Offset, reason: &'static str, out: &mut Effects) {
-        let Some(partition) = self.partitions.get_mut(&tp) else { return };
-        if to <= partition.start_target || partition.removing {
-            return;
+    /// Queues a new log start; reads below it end when its entry is durable. False if there is nothing to move, or no
+    /// room in the journal to say so.
+    fn advance_log_start(
+        &mut self,
+        tp: TopicPartition,
+        to: Offset,
+        reason: &'static str,
+        out: &mut Effects,
+    ) -> bool {
+        let has_room = self.ring.admits(BLOCK);
+        let Some(partition) = self.partitions.get_mut(&tp) else { return false };
+        if to <= partition.start_target || partition.removing || !has_room {
+            return false;
+        }
+        // A segment that ends here goes as a whole: what is appended behind this entry belongs to another file, as a
+        // replay will find it.
+        if partition.log.segments.last().is_some_and(|last| last.base < last.end && last.end <= to) {
+            partition.log.segments.fill_last();
         }
         let from = partition.start_target;
         let leaving = partition.log.segments.iter().filter(|segment| from < segment.end && segment.end <= to);
@@ -116,6 +137,7 @@ impl Shard {
         if cfg!(mutant = "files_go_before_the_log_start_is_durable") {
             self.log_start_proven(tp, to, out);
         }
+        true
     }
 
     pub(super) fn log_start_proven(&mut self, tp: TopicPartition, to: Offset, out: &mut Effects) {
@@ -148,12 +170,13 @@ impl Shard {
         }
     }
 
+    /// Whether the file system is full and the journal cannot take what it cannot pass on.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.disk_full.is_some() && self.ring.head().since(self.ring.needed_from()) > self.ring.bytes() / 2
+    }
+
     /// Whether a batch of `bytes` fits the disk budget, with everything that is on its way to segments.
     pub(super) fn has_disk_room(&self, bytes: u64) -> bool {
-        let ring_used = self.ring.head().since(self.ring.needed_from());
-        if self.disk_full.is_some() && ring_used > self.ring.bytes() / 2 {
-            return false;
-        }
         let padding = BLOCK * self.undestaged.len() as u64;
         let on_its_way = self.undestaged_bytes + self.ring.pending_bytes() + padding;
         let margin = DISK_MARGIN_BYTES.min(self.config.disk_bytes_max / DISK_MARGIN_SHARE);
@@ -168,6 +191,7 @@ impl Shard {
             .partitions
             .range(TopicPartition::new(tp.topic, 0)..)
             .take_while(|(other, _)| other.topic == tp.topic)
+            .filter(|(_, partition)| !partition.removing)
             .filter_map(|(other, partition)| {
                 let segment =
                     partition.log.segments.iter().find(|segment| segment.end > partition.start_target)?;
@@ -178,9 +202,7 @@ impl Shard {
                 ))
             })
             .min();
-        let Some((_, from, to)) = oldest else { return false };
-        self.advance_log_start(from, to, "disk_bytes_max", out);
-        true
+        oldest.is_some_and(|(_, from, to)| self.advance_log_start(from, to, "disk_bytes_max", out))
     }
 
     pub(super) fn delete_records(
@@ -202,15 +224,21 @@ impl Shard {
             };
             parked.rows.push(row);
         }
+        for (row, before) in std::mem::take(&mut parked.waiting) {
+            let answer = &mut parked.rows[row];
+            // Two requests may ask for the same: the first one's entry does for both.
+            let under_way =
+                self.partitions.get(&answer.tp).is_some_and(|partition| before <= partition.start_target);
+            if under_way || self.advance_log_start(answer.tp, before, "delete_records", out) {
+                parked.waiting.push((row, before));
+            } else {
+                answer.error = ErrorCode::Throttled;
+            }
+        }
         if parked.waiting.is_empty() {
             out.answers.push((request, deleted(parked.rows)));
-            return;
-        }
-        let targets: Vec<_> =
-            parked.waiting.iter().map(|(row, before)| (parked.rows[*row].tp, *before)).collect();
-        self.deletions.insert(request, parked);
-        for (tp, before) in targets {
-            self.advance_log_start(tp, before, "delete_records", out);
+        } else {
+            self.deletions.insert(request, parked);
         }
     }
 
@@ -259,22 +287,33 @@ impl Shard {
         Ok(partition.log.log_start())
     }
 
+    /// A partition is gone: whoever waits for its log start is told so.
+    fn deletions_over(&mut self, tp: TopicPartition, out: &mut Effects) {
+        for parked in self.deletions.values_mut() {
+            for row in parked.rows.iter_mut().filter(|row| row.tp == tp && row.error == ErrorCode::None) {
+                row.error = ErrorCode::UnknownTopic;
+            }
+            let rows = &parked.rows;
+            parked.waiting.retain(|(row, _)| rows[*row].tp != tp);
+        }
+        self.answer_deletions(out);
+    }
+
     fn deletions_proven(&mut self, tp: TopicPartition, out: &mut Effects) {
         let Some(log_start) = self.partitions.get(&tp).map(|partition| partition.log.log_start()) else {
             return;
         };
-        let mut done = Vec::new();
-        for (request, parked) in &mut self.deletions {
+        for parked in self.deletions.values_mut() {
             let rows = &parked.rows;
             parked.waiting.retain(|(row, before)| rows[*row].tp != tp || *before > log_start);
-            if parked.waiting.is_empty() {
-                done.push(*request);
-            }
         }
-        for request in done {
-            if let Some(parked) = self.deletions.remove(&request) {
-                out.answers.push((request, deleted(parked.rows)));
-            }
+        self.answer_deletions(out);
+    }
+
+    /// Answers the deletions that wait for nothing any more.
+    fn answer_deletions(&mut self, out: &mut Effects) {
+        for (request, parked) in self.deletions.extract_if(.., |_, parked| parked.waiting.is_empty()) {
+            out.answers.push((request, deleted(parked.rows)));
         }
     }
 }

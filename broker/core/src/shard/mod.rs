@@ -131,6 +131,8 @@ struct DiskFull {
     retry_at: Instant,
     /// The time has come: what needs room is tried again.
     trying: bool,
+    /// A segment was dropped to make room since the last try.
+    dropped: bool,
 }
 
 /// One shard.
@@ -161,6 +163,8 @@ pub struct Shard {
     undestaged_bytes: u64,
     /// Extents being written: at most one per segment.
     extents: BTreeMap<SegmentId, ExtentBeingWritten>,
+    /// Partitions that are gone while an extent was being written to one of their files.
+    removed_meanwhile: BTreeSet<TopicPartition>,
     /// Bytes allocated to segment files.
     disk_bytes: u64,
     /// Of these, bytes whose log start is on its way to the journal.
@@ -216,6 +220,7 @@ impl Shard {
             undestaged: BTreeSet::new(),
             undestaged_bytes: 0,
             extents: BTreeMap::new(),
+            removed_meanwhile: BTreeSet::new(),
             disk_bytes: 0,
             disk_bytes_leaving: 0,
             capture: None,
@@ -288,6 +293,19 @@ impl Shard {
     #[must_use]
     pub fn packer(&self) -> Packer {
         Packer::new(self.session, self.last_crc)
+    }
+
+    /// The segment files of every partition, those included that are not made yet.
+    pub fn files(&self) -> impl Iterator<Item = (TopicPartition, Vec<SegmentId>)> {
+        self.partitions.iter().map(|(tp, partition)| {
+            (*tp, partition.log.segments.iter().map(|segment| segment.id(*tp)).collect())
+        })
+    }
+
+    /// The use of the newest segment; files to come have later ones.
+    #[must_use]
+    pub const fn newest_use(&self) -> SegmentUse {
+        self.next_use
     }
 
     /// The partitions held, known to the metadata or not.

@@ -15,6 +15,8 @@ use std::collections::{BTreeSet, VecDeque};
 pub(super) struct ParkedAck {
     /// Offset after the batch.
     pub end: Offset,
+    /// Whether the answer says that it is flushed, whatever the topic's settings have become meanwhile.
+    pub durable: bool,
     pub request: RequestId,
 }
 
@@ -40,6 +42,8 @@ pub(super) struct Partition {
     pub extent: Option<ExtentUnderWay>,
     /// Its key in the shard's order of undestaged bytes.
     pub undestaged: Option<Position>,
+    /// What was shown when the topic became one that waits for the disk: the high watermark does not move back.
+    pub shown: Offset,
     /// Where the log start is going; its entry waits for a commit.
     pub start_target: Offset,
     /// A tombstone's entry waits for a commit.
@@ -57,6 +61,7 @@ impl Partition {
             waiting: BTreeSet::new(),
             extent: None,
             undestaged: None,
+            shown: Offset::ZERO,
             start_target,
             removing: false,
         }
@@ -75,9 +80,24 @@ impl Partition {
     /// it is the durable end; of a memory topic, the end of what has its place in a commit.
     pub(super) fn high_watermark(&self) -> Offset {
         if self.waits_for_disk() && !cfg!(mutant = "leader_counts_memory") {
-            return self.log.durable_end();
+            return self.log.durable_end().max(self.shown);
         }
         self.log.tail.end().unwrap_or(self.log.durable_end()).max(self.log.durable_end())
+    }
+
+    /// Offset after the last record that may be acknowledged, as flushed or not.
+    pub(super) fn acknowledgeable_end(&self, durable: bool) -> Offset {
+        if durable && !cfg!(mutant = "leader_counts_memory") && !cfg!(mutant = "settings_decide_parked_acks")
+        {
+            return self.log.durable_end();
+        }
+        self.high_watermark()
+    }
+
+    /// Takes new settings.
+    pub(super) fn configure(&mut self, config: TopicConfig) {
+        self.shown = self.high_watermark();
+        self.config = Some(config);
     }
 
     /// Bytes that are in no segment yet.

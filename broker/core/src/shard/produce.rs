@@ -192,9 +192,9 @@ impl Shard {
     /// The high watermark of a partition moved: acks up to it may leave.
     pub(super) fn release_acks(&mut self, tp: TopicPartition, out: &mut Effects) {
         let Some(partition) = self.partitions.get_mut(&tp) else { return };
-        let high_watermark = partition.high_watermark();
         let mut done = Vec::new();
-        while partition.acks.front().is_some_and(|ack| ack.end <= high_watermark) {
+        while partition.acks.front().is_some_and(|ack| ack.end <= partition.acknowledgeable_end(ack.durable))
+        {
             done.extend(partition.acks.pop_front());
         }
         for ack in done {
@@ -244,17 +244,18 @@ impl Shard {
     /// Parks a row until the high watermark reaches `end`; false if it is there already.
     fn park_ack(&mut self, tp: TopicPartition, end: Offset, request: RequestId) -> bool {
         let Some(partition) = self.partitions.get_mut(&tp) else { return false };
-        if end <= partition.high_watermark() {
+        let durable = partition.waits_for_disk();
+        if end <= partition.acknowledgeable_end(durable) {
             return false;
         }
-        partition.acks.push_back(ParkedAck { end, request });
+        partition.acks.push_back(ParkedAck { end, durable, request });
         true
     }
 
     fn is_acknowledgeable(&self, row: &ProducedRow) -> bool {
         let Some(partition) = self.partitions.get(&row.tp) else { return false };
-        // The high watermark only ever lies between batches: past a batch's start it is past the batch.
-        row.base_offset < partition.high_watermark()
+        // These ends only ever lie between batches: past a batch's start they are past the batch.
+        row.base_offset < partition.acknowledgeable_end(row.durable)
     }
 
     fn produced(&self, tp: TopicPartition, accepted: &Accepted) -> ProducedRow {
@@ -364,9 +365,19 @@ impl Shard {
 
     /// Reserves disk room for a batch, by the topic's policy.
     fn make_room(&mut self, tp: TopicPartition, bytes: u64, out: &mut Effects) -> Result<(), AppendRefusal> {
+        let (_, config) = self.leading(tp)?;
+        let may_drop = config.full_policy == FullPolicy::DropOldest;
+        if self.is_stuck() {
+            // What is dropped leaves room only when its files are gone, and others may take that: one segment a try.
+            if may_drop
+                && let Some(full) = &mut self.disk_full
+                && !std::mem::replace(&mut full.dropped, true)
+            {
+                self.drop_oldest(tp, out);
+            }
+            return Err(AppendRefusal::DiskFull);
+        }
         while !self.has_disk_room(bytes) {
-            let (_, config) = self.leading(tp)?;
-            let may_drop = config.full_policy == FullPolicy::DropOldest;
             if !may_drop || !self.drop_oldest(tp, out) {
                 self.budget_full = true;
                 return Err(AppendRefusal::DiskFull);

@@ -56,6 +56,12 @@ struct Hands {
     /// Flushes are held back, to be given by [`Hands::flush`].
     hold_flushes: bool,
     held: Vec<Position>,
+    /// Extents are held back, to be given by [`Hands::finish_extents`].
+    hold_extents: bool,
+    held_extents: Vec<Input>,
+    /// The file system takes nothing more.
+    disk_full: bool,
+    removed: Vec<TopicPartition>,
 }
 
 impl Hands {
@@ -100,6 +106,10 @@ impl Hands {
             requests: 0,
             hold_flushes: false,
             held: Vec::new(),
+            hold_extents: false,
+            held_extents: Vec::new(),
+            disk_full: false,
+            removed: Vec::new(),
         }
     }
 
@@ -145,6 +155,12 @@ impl Hands {
         }
     }
 
+    fn finish_extents(&mut self) {
+        for done in std::mem::take(&mut self.held_extents) {
+            self.step(done);
+        }
+    }
+
     fn perform(&mut self, out: Effects) -> Vec<Input> {
         let mut done = Vec::new();
         for commit in out.commits {
@@ -162,6 +178,11 @@ impl Hands {
             }
         }
         for extent in out.extents {
+            let (segment, file_position) = (extent.segment, extent.file_position);
+            if self.disk_full {
+                done.push(Input::ExtentFailed { segment, file_position, cause: DiskFailure::NoSpace });
+                continue;
+            }
             let mut bytes = Vec::new();
             for slice in &extent.slices {
                 bytes.extend_from_slice(&self.slice(*slice));
@@ -172,12 +193,15 @@ impl Hands {
             assert!(extent.allocate_to >= (at + bytes.len()) as u64);
             file.resize(file.len().max(usize::try_from(extent.allocate_to).unwrap()), 0);
             file[at..at + bytes.len()].copy_from_slice(&bytes);
-            done.push(Input::ExtentFlushed { segment: extent.segment, file_position: extent.file_position });
+            let to = if self.hold_extents { &mut self.held_extents } else { &mut done };
+            to.push(Input::ExtentFlushed { segment, file_position });
         }
         for seal in out.seals {
             done.push(Input::Sealed { segment: seal.segment, written: false });
         }
-        if let Some(write) = out.checkpoint {
+        if out.checkpoint.is_some() && self.disk_full {
+            done.push(Input::CheckpointFailed { cause: DiskFailure::NoSpace });
+        } else if let Some(write) = out.checkpoint {
             self.slots[usize::from(write.slot)] = Some(write.bytes);
             done.push(Input::CheckpointFlushed);
         }
@@ -187,6 +211,10 @@ impl Hands {
         }
         for segment in out.removals {
             assert!(self.files.remove(&segment).is_some(), "a file that is not there was removed");
+        }
+        for tp in out.removed {
+            assert!(!self.files.keys().any(|segment| segment.tp == tp), "the folder of {tp} is not empty");
+            self.removed.push(tp);
         }
         if let Some(below) = out.release {
             self.memory = self.memory.split_off(&below);
@@ -618,3 +646,5 @@ fn who_waits_for_room_is_told_when_the_deadline_passes_and_nothing_was_appended(
     assert_eq!(hands.produced(requests[299]), Some((ErrorCode::Throttled, 0)));
     assert_eq!(hands.shard.describe(tp(0)).unwrap().log_end.get(), appended);
 }
+
+mod regressions;

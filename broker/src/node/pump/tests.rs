@@ -400,3 +400,39 @@ fn a_damaged_segment_gives_what_is_sound_and_then_a_typed_error() {
         assert_eq!((ready.rows[0].error, ready.rows[0].slices.len()), (ErrorCode::CorruptBatch, 0));
     });
 }
+
+#[test]
+fn files_that_a_crash_brought_back_are_removed_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), config(), |bench| async move {
+        bench.lead(0, 1, MIB);
+        bench.append(0, 0..300, |_| 10_000).await;
+    });
+    let partition = folder.path().join("topics").join(corelog_core::segment::folder_name(tp(0)));
+    let names = || {
+        let entries = std::fs::read_dir(&partition).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names();
+    // Of a segment that the log has left, of one that another use of its place has replaced, and what is nobody's.
+    let strays = [
+        "00000000000000000007-00000000.log",
+        "00000000000000000007-00000000.idx",
+        "00000000000000000000-00000000.idx.tmp",
+    ];
+    for name in strays.iter().chain(&["notes.txt"]) {
+        std::fs::write(partition.join(name), b"stray").unwrap();
+    }
+    run(folder.path(), config(), |bench| async move {
+        bench.lead(0, 2, MIB);
+        bench.append(0, 300..400, |_| 10_000).await;
+        bench.verify(0, 0, 400, 1 << 20, |_| 10_000).await;
+    });
+    let after = names();
+    assert!(strays.iter().all(|name| !after.contains(std::ffi::OsStr::new(name))), "{after:?}");
+    assert!(after.contains(std::ffi::OsStr::new("notes.txt")));
+    let logs = |names: &std::collections::BTreeSet<std::ffi::OsString>| {
+        names.iter().filter(|name| name.to_string_lossy().ends_with(".log")).cloned().collect::<Vec<_>>()
+    };
+    assert!(logs(&before).iter().all(|name| after.contains(name)), "{before:?} {after:?}");
+}
