@@ -12,6 +12,9 @@ use corelog_core::shard::ShardConfig;
 use corelog_core::topic::{Durability, FullPolicy, TopicConfig, TopicOverrides};
 use corelog_wire::ids::ShardId;
 
+/// How long troubles come, in virtual time; producing goes on a little longer, and everything is read once more after it.
+pub const TROUBLE: u64 = 60 * SECONDS;
+
 /// Troubles that a seed may bring. Each has its own section in docs/SIMULATION.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Trouble {
@@ -176,10 +179,10 @@ impl Plan {
                 (20 * MILLIS, 100 * MILLIS),
                 (MILLIS, 200 * MILLIS),
             ]),
-            trouble_until: 42 * SECONDS,
-            produce_until: 52 * SECONDS,
-            settled_by: 72 * SECONDS,
-            end: 80 * SECONDS,
+            trouble_until: TROUBLE,
+            produce_until: TROUBLE + 5 * SECONDS,
+            settled_by: TROUBLE + 25 * SECONDS,
+            end: TROUBLE + 33 * SECONDS,
             troubles,
             trouble_every: rng.pick(&[1_500 * MILLIS, 4 * SECONDS, 10 * SECONDS]),
             damages_max: rng.between(1, 3) as u32,

@@ -2,6 +2,7 @@
 //!
 //! `SIM_SEEDS=n` runs another number of them than two thousand.
 
+use corelog_sim::plan::TROUBLE;
 use corelog_sim::{Outcome, run_seed};
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,6 +55,8 @@ fn every_seed_keeps_every_promise() {
     assert!(sum(|outcome| outcome.counts.read) > 2_000 * seeds, "batches are read");
     assert!(sum(|outcome| outcome.counts.refused) > seeds, "batches are refused");
     assert!(sum(|outcome| outcome.starts) > 3 * seeds, "the broker is started again");
+    let short = outcomes.iter().filter(|(_, outcome)| outcome.lasted < TROUBLE).count() as u64;
+    assert!(short <= seeds / 20, "{short} of {seeds} runs ended before their minute was over");
     if seeds >= 500 {
         assert!(sum(|outcome| outcome.verdicts.0) > seeds / 10, "tails are torn");
         assert!(sum(|outcome| outcome.verdicts.1) > seeds / 500, "journals are corrupt");

@@ -18,7 +18,7 @@ pub use partition::{Read, Readable};
 use crate::trace::Trace;
 use bytes::Bytes;
 use corelog_wire::error::ErrorCode;
-use corelog_wire::ids::{Offset, TopicPartition};
+use corelog_wire::ids::{Offset, TopicId, TopicPartition};
 use corelog_wire::message::{FetchedRow, ListedRow, ProducedRow};
 use partition::Partition;
 use std::collections::BTreeMap;
@@ -243,6 +243,13 @@ impl Checker {
     pub fn start_acknowledged(&mut self, tp: TopicPartition, to: Offset, now: u64) {
         if let Some(partition) = self.partitions.get_mut(&tp) {
             partition.start_acknowledged(now, to.get());
+        }
+    }
+
+    /// The topic acknowledges in memory from now on, or has until now.
+    pub fn may_lose_tails(&mut self, topic: TopicId) {
+        for (_, partition) in self.partitions.iter_mut().filter(|(tp, _)| tp.topic == topic) {
+            partition.memory = true;
         }
     }
 

@@ -4,9 +4,11 @@ use super::{Hands, Tools};
 use crate::disk::{Class, DiskError, OpId};
 use crate::shadow::Shadow;
 use bytes::Bytes;
-use corelog_core::journal::RING_DATA_START;
+use corelog_core::journal::{RING_DATA_START, SegmentId};
 use corelog_core::recovery::{Recovery, Report, format};
-use corelog_core::shard::{Effects, ShardConfig};
+use corelog_core::segment::{folder_name, parse_file_name};
+use corelog_core::shard::{Effects, Shard, ShardConfig};
+use corelog_wire::ids::TopicPartition;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Why a shard could not start.
@@ -85,6 +87,9 @@ impl Hands {
             Err(fault) => return Err((BootFault::Refused(fault.to_string()), shadow)),
         };
         tools.trace.say(format_args!("recovered: {}", recovered.report));
+        if !recovered.shard.snapshot().read_only {
+            sweep(&recovered.shard, &recovered.removed, tools);
+        }
         let hands = Self {
             packer: recovered.shard.packer(),
             shard: recovered.shard,
@@ -188,6 +193,25 @@ impl Booted {
             self.flushing = true;
         }
         Ok(())
+    }
+}
+
+/// Removes what an earlier start was to remove and a crash has kept or brought back.
+fn sweep(shard: &Shard, removed: &[TopicPartition], tools: &mut Tools<'_>) {
+    for tp in removed {
+        tools.disk.remove(&format!("topics/{}", folder_name(*tp)));
+    }
+    for (tp, kept) in shard.files() {
+        for path in tools.disk.list(&format!("topics/{}", folder_name(tp))) {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            if let Some((base, segment_use)) = parse_file_name(name)
+                && segment_use <= shard.newest_use()
+                && !kept.contains(&SegmentId { tp, base, segment_use })
+            {
+                tools.trace.say(format_args!("swept {path}"));
+                tools.disk.remove(&path);
+            }
+        }
     }
 }
 

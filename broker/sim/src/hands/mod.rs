@@ -171,6 +171,11 @@ impl Hands {
             self.shadow.file_removed(segment);
         }
         for tp in effects.removed.drain(..) {
+            let written = |job: &Job| matches!(job.then, Then::Extent(segment, _) if segment.tp == tp);
+            assert!(
+                !self.jobs.values().any(written),
+                "the folder of {tp} goes while an extent is written in it"
+            );
             tools.disk.remove(&format!("topics/{}", segment::folder_name(tp)));
         }
         if let Some(position) = effects.release.take() {

@@ -38,6 +38,8 @@ pub struct Outcome {
     pub starts: u64,
     /// Starts that found a torn tail, and starts that found corruption.
     pub verdicts: (u64, u64),
+    /// How long it lasted, in virtual nanoseconds. A run whose disk lost what no shard can start without ends there.
+    pub lasted: u64,
 }
 
 /// Something that happens at a moment.
@@ -264,6 +266,7 @@ impl Sim {
             counts: self.checker.counts,
             starts: self.starts,
             verdicts: self.verdicts,
+            lasted: self.world.nanos(),
         }
     }
 

@@ -8,6 +8,7 @@ use corelog_core::journal::SegmentId;
 use corelog_core::limits::{KIB, MIB};
 use corelog_core::segment;
 use corelog_core::shard::Input;
+use corelog_core::topic::Durability;
 
 impl Sim {
     /// One trouble, and the next one's time.
@@ -175,6 +176,13 @@ impl Sim {
                 let config = &mut self.topics[topic].config;
                 config.retention_bytes = self.nemesis.pick(&[None, Some(128 * KIB), Some(MIB)]);
                 config.retention_ms = self.nemesis.pick(&[None, Some(3_000), Some(60_000)]);
+                if self.nemesis.percent(25) {
+                    config.durability = match config.durability {
+                        Durability::Disk => Durability::Memory,
+                        Durability::Memory => Durability::Disk,
+                    };
+                    self.checker.may_lose_tails(self.topics[topic].id);
+                }
                 self.configure_topic(topic);
             }
         }

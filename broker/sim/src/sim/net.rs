@@ -10,7 +10,6 @@ use crate::hands::Reply;
 use crate::world::{MICROS, MILLIS};
 use bytes::Bytes;
 use corelog_core::shard::{Fetch, Input, Produce, ProduceRow, RequestId};
-use corelog_core::topic::Durability;
 use corelog_wire::batch::{BatchLimits, CheckedBatch};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::TopicPartition;
@@ -116,12 +115,12 @@ impl Sim {
         self.world.at(at, Event::Deliver { client, conn, reply });
     }
 
-    /// An acknowledgement of a disk topic may leave only when a power cut could not take the batch any more.
+    /// An acknowledgement that says flushed may leave only when a power cut could not take the batch any more.
     fn check_acknowledged(&mut self, reply: &Reply) {
         let Answer::Produce(answer) = &reply.answer else { return };
-        for row in answer.rows.iter().filter(|row| row.error == ErrorCode::None) {
+        for row in answer.rows.iter().filter(|row| row.error == ErrorCode::None && row.durable) {
             let topic = self.topics.iter().find(|topic| topic.id == row.tp.topic);
-            if topic.is_none_or(|topic| topic.deleted || topic.config.durability == Durability::Memory) {
+            if topic.is_none_or(|topic| topic.deleted) {
                 continue;
             }
             let Seat::Up(hands) = &self.seats[usize::from(self.shard_of(row.tp))] else { continue };
