@@ -175,6 +175,16 @@ pub struct Record {
     pub headers: RecordHeaders,
 }
 
+impl Record {
+    /// Bytes of key, value and headers: what a limit on records counts.
+    #[must_use]
+    pub fn content_bytes(&self) -> u64 {
+        let field = |field: &Option<Bytes>| field.as_ref().map_or(0, Bytes::len) as u64;
+        let headers = self.headers.iter().map(|header| header.name.len() as u64 + field(&header.value));
+        field(&self.key) + field(&self.value) + headers.sum::<u64>()
+    }
+}
+
 /// The headers of one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordHeaders {

@@ -4,6 +4,7 @@
 //! used; it is replaced whole. The lock is held by an open file, so it goes with the process however that ends.
 
 use crate::disk::{Folders, OpenError, format, refuse_memory};
+use corelog_core::journal::{SUPERBLOCK_BYTES, Superblock};
 use corelog_core::shard::ShardConfig;
 use corelog_wire::ids::ShardId;
 use rustix::fs::{FlockOperation, flock};
@@ -66,6 +67,17 @@ pub enum LayoutError {
         path: PathBuf,
         /// What is wrong.
         source: serde_json::Error,
+    },
+    /// Something was stored here, and the file that says how is gone.
+    #[error(
+        "{path} has data ({file} is in use) but no layout.json: put that file back from a backup, or choose another data \
+         directory; nothing was changed"
+    )]
+    Lost {
+        /// The directory.
+        path: PathBuf,
+        /// What shows it.
+        file: PathBuf,
     },
     /// The files of a shard could not be made.
     #[error(transparent)]
@@ -167,6 +179,9 @@ fn read(path: &Path) -> Result<Option<Layout>, LayoutError> {
 
 /// Makes the files of every shard, then the layout.
 fn make(folder: &Path, shards: u16, config: &ShardConfig) -> Result<Layout, LayoutError> {
+    if let Some(file) = used_file(folder).map_err(system("looking at", folder))? {
+        return Err(LayoutError::Lost { path: folder.to_owned(), file });
+    }
     for shard in 0..shards {
         let config = ShardConfig { shard: ShardId::new(shard), ..*config };
         format(&Folders::new(folder, usize::from(shard)).shard, &config)?;
@@ -178,6 +193,25 @@ fn make(folder: &Path, shards: u16, config: &ShardConfig) -> Result<Layout, Layo
     let path = folder.join("layout.json");
     write(folder, &path, &layout).map_err(system("writing", &path))?;
     Ok(layout)
+}
+
+/// A file that a broker has used: a journal with a session, or the metadata, which come after the layout. What a first
+/// start left that did not come so far may be made anew.
+fn used_file(folder: &Path) -> io::Result<Option<PathBuf>> {
+    let metadata = folder.join("meta.redb");
+    if metadata.try_exists()? {
+        return Ok(Some(metadata));
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let journal = entry?.path().join("journal");
+        let Ok(mut file) = File::open(&journal) else { continue };
+        let mut start = vec![0; usize::try_from(SUPERBLOCK_BYTES).unwrap_or(usize::MAX)];
+        let whole = file.read_exact(&mut start).is_ok();
+        if whole && Superblock::parse_newest(&start).is_ok_and(|(superblock, _)| !superblock.is_unused()) {
+            return Ok(Some(journal));
+        }
+    }
+    Ok(None)
 }
 
 /// Replaces the layout as a whole, durably.
@@ -247,6 +281,25 @@ mod tests {
         let refused = DataFolder::open(folder.path(), 1, &config()).unwrap_err();
         assert!(matches!(refused, LayoutError::Damaged { .. }), "{refused}");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "{");
+    }
+
+    #[test]
+    fn data_without_its_layout_is_not_written_over() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(DataFolder::open(folder.path(), 1, &config()).unwrap());
+        // A first start that was cut short may be repeated.
+        std::fs::remove_file(folder.path().join("layout.json")).unwrap();
+        drop(DataFolder::open(folder.path(), 1, &config()).unwrap());
+        let journal = folder.path().join("shard-0/journal");
+        let used = corelog_core::journal::Superblock::fresh(1 << 20)
+            .with_new_session(corelog_core::journal::Position::default());
+        let mut bytes = std::fs::read(&journal).unwrap();
+        bytes[..8_192].copy_from_slice(&used.encode_both());
+        std::fs::write(&journal, &bytes).unwrap();
+        std::fs::remove_file(folder.path().join("layout.json")).unwrap();
+        let refused = DataFolder::open(folder.path(), 1, &config()).unwrap_err();
+        assert!(matches!(&refused, LayoutError::Lost { file, .. } if *file == journal), "{refused}");
+        assert_eq!(std::fs::read(&journal).unwrap(), bytes);
     }
 
     #[test]

@@ -11,10 +11,11 @@ use crate::limits::{PARKED_PRODUCES_MAX, REQUEST_DEADLINE_MAX, ROWS_MAX};
 use crate::log::{Admission, Appended, ProducerRefusal, batch_end};
 use crate::time::{Instant, Now};
 use crate::topic::{FullPolicy, TopicConfig};
-use corelog_wire::batch::{CheckedBatch, Stamp};
+use corelog_wire::batch::{CheckedBatch, Compression, Stamp};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use corelog_wire::message::{Acks, Answer, ProduceAnswer, ProducedRow};
+use corelog_wire::records::Records;
 use std::collections::VecDeque;
 
 /// A produce request that waits for flushes.
@@ -59,6 +60,14 @@ pub enum AppendRefusal {
         /// The bound.
         bytes_max: u64,
     },
+    /// One of its records is larger than the topic takes.
+    #[error("a record has {bytes} bytes; the topic's record_bytes_max is {bytes_max}")]
+    RecordTooLarge {
+        /// Its key, value and headers.
+        bytes: u64,
+        /// The bound.
+        bytes_max: u64,
+    },
     /// The producer's sequence does not fit.
     #[error(transparent)]
     Producer(#[from] ProducerRefusal),
@@ -85,7 +94,7 @@ impl AppendRefusal {
             Self::Poisoned => ErrorCode::LogPoisoned,
             Self::ReadOnly => ErrorCode::ReadOnly,
             Self::ShuttingDown => ErrorCode::ShuttingDown,
-            Self::TooLarge { .. } => ErrorCode::TooLarge,
+            Self::TooLarge { .. } | Self::RecordTooLarge { .. } => ErrorCode::TooLarge,
             Self::Producer(ProducerRefusal::OutOfOrder { .. }) => ErrorCode::OutOfOrderSequence,
             Self::Producer(ProducerRefusal::DuplicateTooOld { .. }) => ErrorCode::DuplicateTooOld,
             Self::Producer(ProducerRefusal::Fenced { .. }) => ErrorCode::FencedProducer,
@@ -292,7 +301,7 @@ impl Shard {
         out: &mut Effects,
     ) -> Result<Accepted, AppendRefusal> {
         let bytes = batch.bytes().len() as u64;
-        self.may_append(acks, tp, bytes)?;
+        self.may_append(acks, tp, &batch)?;
         let header = *batch.header();
         let partition = self.partitions.get(&tp).ok_or(AppendRefusal::UnknownPartition)?;
         match partition.log.producers.admit(&header)? {
@@ -330,7 +339,7 @@ impl Shard {
     }
 
     /// Everything that does not depend on the producer.
-    fn may_append(&self, acks: Acks, tp: TopicPartition, bytes: u64) -> Result<(), AppendRefusal> {
+    fn may_append(&self, acks: Acks, tp: TopicPartition, batch: &CheckedBatch) -> Result<(), AppendRefusal> {
         if self.read_only {
             return Err(AppendRefusal::ReadOnly);
         }
@@ -342,8 +351,12 @@ impl Shard {
         }
         let (_, config) = self.leading(tp)?;
         let bytes_max = config.batch_bytes_max.min(self.ring.batch_bytes_max());
+        let bytes = batch.bytes().len() as u64;
         if bytes > bytes_max {
             return Err(AppendRefusal::TooLarge { bytes, bytes_max });
+        }
+        if let Some(bytes) = record_larger_than(config.record_bytes_max, batch) {
+            return Err(AppendRefusal::RecordTooLarge { bytes, bytes_max: config.record_bytes_max });
         }
         let needed = u32::from(config.min_insync_replicas);
         if acks == Acks::All && needed > 1 {
@@ -385,6 +398,17 @@ impl Shard {
         }
         Ok(())
     }
+}
+
+/// The size of a record in the batch that has more bytes than `bytes_max`. Looks at records only if the body as a whole is
+/// larger, and never into a compressed one.
+fn record_larger_than(bytes_max: u64, batch: &CheckedBatch) -> Option<u64> {
+    let header = batch.header();
+    if u64::from(header.body_bytes) <= bytes_max || header.attributes.compression != Compression::None {
+        return None;
+    }
+    let records = Records::new(batch.body(), header.record_count).map_while(Result::ok);
+    records.map(|record| record.content_bytes()).find(|bytes| *bytes > bytes_max)
 }
 
 /// A segment opened before this is closed by the next append, so that retention by time has something to remove.

@@ -289,3 +289,15 @@ fn the_epoch_that_wrote_the_log_is_not_led_in_again_after_a_start() {
     let refused = hands.produce(0, batch_of(0, -1, -1, 1, b"b"));
     assert_eq!(hands.produced(refused).unwrap().0, ErrorCode::NotLeader);
 }
+
+#[test]
+fn a_record_larger_than_the_topic_takes_is_refused() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.record_bytes_max = 1_000));
+    for (records, bytes, expected) in
+        [(1, 1_000, ErrorCode::None), (1, 1_001, ErrorCode::TooLarge), (100, 900, ErrorCode::None)]
+    {
+        let request = hands.produce(0, batch_of(0, -1, -1, records, &value(bytes)));
+        assert_eq!(hands.produced(request).unwrap().0, expected, "{records} records of {bytes} bytes");
+    }
+}
