@@ -8,6 +8,7 @@ MUTANTS="
 ack_max_not_prefix
 buffer_reused
 checkpoint_before_its_journal
+destages_what_is_not_durable
 door_takes_any_topic
 duplicate_acked_at_once
 duplicates_appended
@@ -25,6 +26,7 @@ recovery_ignores_sessions
 refused_what_may_land
 ring_ignores_older_slot
 session_before_flush
+settings_decide_parked_acks
 silence_taken_for_refusal
 "
 SEEDS="${SEEDS:-100000}"

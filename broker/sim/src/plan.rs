@@ -114,6 +114,8 @@ pub struct Plan {
     pub producers: usize,
     /// Producers without one.
     pub plain_producers: usize,
+    /// Producers that are the client library's.
+    pub libraries: usize,
     /// Readers.
     pub consumers: usize,
     /// Largest value.
@@ -172,6 +174,7 @@ impl Plan {
             topics,
             producers: rng.between(1, 4) as usize,
             plain_producers: rng.below(2) as usize,
+            libraries: rng.below(3) as usize,
             consumers: rng.between(1, 4) as usize,
             value_bytes_max: rng.pick(&[64, 512, 2_000, 6_000]),
             pause: rng.pick(&[

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 
 /// One segment of a log.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "a file may be any of these beside the others")]
 pub struct Segment {
     /// Offset of its first record.
     pub base: Offset,

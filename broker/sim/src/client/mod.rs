@@ -6,11 +6,13 @@
 mod auditor;
 mod consumer;
 mod deleter;
+mod library;
 mod producer;
 
 pub use auditor::Auditor;
 pub use consumer::Consumer;
 pub use deleter::Deleter;
+pub use library::Library;
 pub use producer::{Producer, Style};
 
 use crate::checker::{Checker, Scene};
@@ -104,6 +106,8 @@ impl Desk<'_> {
 pub enum Client {
     /// Appends.
     Producer(Producer),
+    /// Appends as the client library does.
+    Library(Box<Library>),
     /// Reads.
     Consumer(Consumer),
     /// Reads everything after each start.
@@ -117,6 +121,7 @@ impl Client {
     pub fn wake(&mut self, desk: &mut Desk<'_>) {
         match self {
             Self::Producer(producer) => producer.wake(desk),
+            Self::Library(library) => library.wake(desk),
             Self::Consumer(consumer) => consumer.wake(desk),
             Self::Auditor(auditor) => auditor.wake(desk),
             Self::Deleter(deleter) => deleter.wake(desk),
@@ -132,6 +137,7 @@ impl Client {
     ) {
         match self {
             Self::Producer(producer) => producer.answered(reply, desk, scene),
+            Self::Library(library) => library.answered(reply, desk, scene),
             Self::Consumer(consumer) => consumer.answered(reply, desk, scene),
             Self::Auditor(auditor) => auditor.answered(reply, desk, scene),
             Self::Deleter(deleter) => deleter.answered(reply, desk),
@@ -142,6 +148,7 @@ impl Client {
     pub fn lost(&mut self, desk: &mut Desk<'_>) {
         match self {
             Self::Producer(producer) => producer.lost(desk),
+            Self::Library(library) => library.lost(desk),
             Self::Consumer(consumer) => consumer.lost(desk),
             Self::Auditor(auditor) => auditor.lost(desk),
             Self::Deleter(deleter) => deleter.lost(desk),

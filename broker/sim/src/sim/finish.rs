@@ -51,6 +51,17 @@ impl Sim {
                 return;
             }
         }
+        let records = self.clients.iter().find_map(|seated| match &seated.client {
+            Some(Client::Library(library)) => library.stuck(),
+            _ => None,
+        });
+        if let Some((batch, refusal)) = records {
+            self.settle_later(
+                last,
+                format!("batch {batch} of a library has not ended (last refusal {refusal})"),
+            );
+            return;
+        }
         self.cut_power(CutStyle::AllOld);
         self.plan.end = self.world.nanos() + LAST_AUDIT;
     }

@@ -9,7 +9,7 @@ mod nemesis;
 mod net;
 
 use crate::checker::{Checker, Counts};
-use crate::client::{Ask, Auditor, Client, Consumer, Deleter, Known, Producer, Style};
+use crate::client::{Ask, Auditor, Client, Consumer, Deleter, Known, Library, Producer, Style};
 use crate::disk::{Disk, OpId};
 use crate::hands::{Booted, Hands, Reply, Tools};
 use crate::plan::{Plan, TopicPlan, Trouble};
@@ -218,6 +218,11 @@ impl Sim {
                 batch_bytes_max: plan.batch_bytes_max(),
             };
             clients.push(Client::Producer(Producer::new(style, self.chance.between(1, 3) as usize)));
+        }
+        let (batch_bytes_max, value_bytes_max) = (plan.batch_bytes_max(), plan.value_bytes_max);
+        for _ in 0..plan.libraries {
+            let library = Library::new(self.chance.draw(), plan.pause, batch_bytes_max, value_bytes_max);
+            clients.push(Client::Library(Box::new(library)));
         }
         for _ in 0..plan.consumers {
             clients.push(Client::Consumer(Consumer::new(self.chance.percent(60))));
