@@ -237,7 +237,18 @@ impl Recovery {
 
     /// Takes the bytes of [`Self::next_read`].
     pub fn feed(&mut self, bytes: &[u8]) {
-        for scanned in self.scan.feed(bytes) {
+        let scanned = self.scan.feed(bytes);
+        self.replay_all(scanned);
+    }
+
+    /// Takes the next block of [`Self::next_read`] as one that the drive cannot read.
+    pub fn feed_unreadable(&mut self) {
+        let scanned = self.scan.feed_unreadable();
+        self.replay_all(scanned);
+    }
+
+    fn replay_all(&mut self, scanned: Vec<Scanned>) {
+        for scanned in scanned {
             if self.fault.is_none()
                 && let Err(fault) = self.replay(scanned)
             {

@@ -4,6 +4,7 @@
 //! drive's cache after a kill. So everything that the new session counts as flushed is flushed before the superblock
 //! says that it is: the journal, both slots, and their names. Segments were flushed before the entries that count them.
 
+use super::BLOCK_BYTES;
 use super::checkpoint;
 use super::error::DiskError;
 use super::file::{File, probe, read_whole};
@@ -11,7 +12,7 @@ use super::journal::{self, copied};
 use super::segments::sync_folder;
 use crate::rt;
 use bytes::Bytes;
-use corelog_core::journal::{Position, RING_DATA_START};
+use corelog_core::journal::{Position, RING_DATA_START, RingRead};
 use corelog_core::recovery::{Recovered, Recovery, RecoveryFault, Report};
 use corelog_core::shard::{Shard, ShardConfig};
 use corelog_wire::ids::TopicPartition;
@@ -111,8 +112,11 @@ pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened
     let mut recovery = Recovery::new(config, &superblocks, &slots)?;
     while let Some(wanted) = recovery.next_read() {
         let bytes = usize::try_from(wanted.bytes).unwrap_or(usize::MAX);
-        let read = journal.read(RING_DATA_START + wanted.ring_offset, bytes).await?;
-        recovery.feed(&read);
+        match journal.read(RING_DATA_START + wanted.ring_offset, bytes).await {
+            Ok(read) => recovery.feed(&read),
+            Err(error) if error.is_media() => feed_blocks(&journal, &wanted, &mut recovery).await?,
+            Err(error) => return Err(error.into()),
+        }
         rt::yield_if_needed().await;
     }
     let Recovered { shard, report, kept, removed, superblocks } = recovery.finish()?;
@@ -149,4 +153,20 @@ async fn flush_all(folder: &Path, journal: &File) -> Result<(), DiskError> {
         }
     }
     sync_folder(folder).map_err(|error| DiskError::system("flushing", folder, error))
+}
+
+/// Reads a part of the ring block by block, where it cannot be read as a whole: recovery decides what the loss of a block
+/// means.
+async fn feed_blocks(journal: &File, wanted: &RingRead, recovery: &mut Recovery) -> Result<(), DiskError> {
+    for at in (0..wanted.bytes).step_by(BLOCK_BYTES) {
+        match journal.read(RING_DATA_START + wanted.ring_offset + at, BLOCK_BYTES).await {
+            Ok(read) => recovery.feed(&read),
+            Err(error) if error.is_media() => {
+                tracing::error!(%error, "a block of the journal cannot be read");
+                recovery.feed_unreadable();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

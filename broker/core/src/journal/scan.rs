@@ -11,6 +11,8 @@ use super::{CommitHeader, Position, Superblock};
 use crate::limits::{BLOCK, MIB};
 use bytes::{Bytes, BytesMut};
 
+const BLOCK_BYTES: usize = 4096;
+const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
 /// Ring bytes asked for at once.
 const READ_BYTES: u64 = 4 * MIB;
 
@@ -70,6 +72,8 @@ pub struct Scan {
     /// Checksum of the header before `at`, once one was seen.
     last_crc: Option<u32>,
     flushed_to: Position,
+    /// Blocks that the drive could not read, in the order they were fed.
+    unreadable: Vec<Position>,
     /// A commit of a session that the superblock has lost stands where the journal seemed to end.
     lost_session: bool,
     searching: Option<Search>,
@@ -78,6 +82,8 @@ pub struct Scan {
 #[derive(Debug)]
 struct Search {
     bad: Position,
+    /// Where the bad commit ends, as far as its header says it.
+    bad_end: Position,
     /// A sound header of this lap was at or beyond the bad commit: something had been started there.
     started: bool,
     at: Position,
@@ -97,6 +103,7 @@ impl Scan {
             carry: BytesMut::new(),
             last_crc: None,
             flushed_to: flushed_to.max(known),
+            unreadable: Vec::new(),
             lost_session: false,
             searching: None,
         }
@@ -123,8 +130,9 @@ impl Scan {
             match self.judge_next() {
                 Judged::Sound(scanned) => sound.push(scanned),
                 Judged::NeedsMore => return sound,
-                Judged::Bad { started } => {
-                    self.searching = Some(Search { bad: self.at, started, at: self.at });
+                Judged::Bad { started, bytes } => {
+                    let (bad, bad_end) = (self.at, self.at.plus(bytes));
+                    self.searching = Some(Search { bad, bad_end, started, at: bad });
                 }
             }
         }
@@ -132,17 +140,29 @@ impl Scan {
         sound
     }
 
+    /// Takes the next block as one that the drive cannot read.
+    pub fn feed_unreadable(&mut self) -> Vec<Scanned> {
+        self.unreadable.push(self.fed_to);
+        self.feed(&[0; BLOCK_BYTES])
+    }
+
     /// How the journal ends, with the checksum the next commit links to. Only after `next_read` gave `None`.
     #[must_use]
     pub fn finish(mut self) -> (Verdict, u32) {
         if self.searching.is_none() {
             // A whole lap of sound commits cannot be: the scan ran out of ring inside a commit.
-            self.searching = Some(Search { bad: self.at, started: !self.carry.is_empty(), at: self.at });
+            let (bad, bad_end) = (self.at, self.at.plus(self.carry.len() as u64));
+            self.searching = Some(Search { bad, bad_end, started: !self.carry.is_empty(), at: bad });
         }
+        // No power cut makes a block unreadable: what stood there was written.
+        let unreadable = self
+            .searching
+            .as_ref()
+            .is_some_and(|search| self.unreadable.iter().any(|at| (search.bad..search.bad_end).contains(at)));
         let last_crc = self.last_crc.unwrap_or(0);
         let verdict = match &self.searching {
             Some(search)
-                if (self.flushed_to > search.bad || self.lost_session)
+                if (self.flushed_to > search.bad || self.lost_session || unreadable)
                     && !cfg!(mutant = "recovery_cuts_at_first_bad") =>
             {
                 Verdict::Corrupt { from: search.bad, flushed_to: self.flushed_to }
@@ -157,10 +177,12 @@ impl Scan {
         if (self.carry.len() as u64) < BLOCK {
             return Judged::NeedsMore;
         }
-        let Ok(header) = CommitHeader::parse(&self.carry) else { return Judged::Bad { started: false } };
+        let Ok(header) = CommitHeader::parse(&self.carry) else {
+            return Judged::Bad { started: false, bytes: BLOCK };
+        };
         if !self.belongs(&header, self.at) {
             self.lost_session |= header.position == self.at && self.superblock.lacks(header.session);
-            return Judged::Bad { started: false };
+            return Judged::Bad { started: false, bytes: BLOCK };
         }
         // A session that began right where a scan had begun knew no commit before it.
         let unlinked = header.prev_crc == 0 && self.superblock.may_begin(header.session, self.at);
@@ -168,11 +190,11 @@ impl Scan {
             && !unlinked
             && !cfg!(mutant = "recovery_ignores_chain")
         {
-            return Judged::Bad { started: true };
+            return Judged::Bad { started: true, bytes: BLOCK };
         }
         let bytes = header.bytes as usize;
         if self.at.since(self.from) + u64::from(header.bytes) > self.ring_bytes {
-            return Judged::Bad { started: true };
+            return Judged::Bad { started: true, bytes: header.bytes.into() };
         }
         if self.carry.len() < bytes {
             return Judged::NeedsMore;
@@ -180,7 +202,7 @@ impl Scan {
         // The header is sound whatever the body is: what it says about earlier commits counts.
         self.flushed_to = self.flushed_to.max(header.flushed_to);
         if header.check_body(&self.carry[..bytes]).is_err() {
-            return Judged::Bad { started: true };
+            return Judged::Bad { started: true, bytes: header.bytes.into() };
         }
         let bytes = self.carry.split_to(bytes).freeze();
         self.at = self.at.plus(bytes.len() as u64);
@@ -214,5 +236,5 @@ impl Scan {
 enum Judged {
     Sound(Scanned),
     NeedsMore,
-    Bad { started: bool },
+    Bad { started: bool, bytes: u64 },
 }

@@ -1,6 +1,7 @@
 //! Faults that were found once, each by its symptom.
 
 use super::*;
+use crate::journal::Verdict;
 
 fn value(bytes: usize) -> Vec<u8> {
     vec![3; bytes]
@@ -300,4 +301,38 @@ fn a_record_larger_than_the_topic_takes_is_refused() {
         let request = hands.produce(0, batch_of(0, -1, -1, records, &value(bytes)));
         assert_eq!(hands.produced(request).unwrap().0, expected, "{records} records of {bytes} bytes");
     }
+}
+
+/// How recovery judges the journal when the drive cannot read one block of the ring.
+fn verdict_without(hands: &Hands, lost: u64) -> Verdict {
+    let mut recovery = Recovery::new(hands.config, &hands.superblocks, &hands.slots).unwrap();
+    while let Some(read) = recovery.next_read() {
+        for at in (read.ring_offset..read.ring_offset + read.bytes).step_by(usize::try_from(BLOCK).unwrap()) {
+            let from = usize::try_from(at).unwrap();
+            if at == lost {
+                recovery.feed_unreadable();
+            } else {
+                recovery.feed(&hands.ring[from..from + usize::try_from(BLOCK).unwrap()]);
+            }
+        }
+    }
+    recovery.finish().unwrap().report.verdict
+}
+
+#[test]
+fn a_block_that_cannot_be_read_is_never_taken_for_the_end_of_the_journal() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    // One commit of a block, one of three, both flushed and not marked.
+    hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
+    hands.produce(0, batch_of(0, -1, -1, 1, &value(10_000)));
+    let end = hands.shard.snapshot().journal_head;
+    assert_eq!(end, 4 * BLOCK);
+    for (lost, from) in [(0, 0), (1, 1), (2, 1), (3, 1)] {
+        let verdict = verdict_without(&hands, lost * BLOCK);
+        let Verdict::Corrupt { from: found, .. } = verdict else { panic!("block {lost}: {verdict:?}") };
+        assert_eq!(found.get(), from * BLOCK, "block {lost}");
+    }
+    // Behind the first block that nothing was written to.
+    assert_eq!(verdict_without(&hands, end + BLOCK), Verdict::Clean { end: Position::new(end) });
 }
