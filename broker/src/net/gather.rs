@@ -105,6 +105,10 @@ impl Inner {
 
     fn ask_parts(self: &Rc<Self>, gather: &Rc<RefCell<Gather>>, asks: Vec<(ShardId, Ask)>) {
         for (part, (shard, ask)) in asks.into_iter().enumerate() {
+            // A part that is refused within the call may have ended the whole: nobody waits for the others then.
+            if gather.borrow().ticket.is_none() {
+                return;
+            }
             let until = last_moment(&self.config, ask.wait_max());
             // Named before it is asked: it may be answered (refused) within the call.
             let request = self.expect(shard, Owner::Part { gather: Rc::clone(gather), part }, until);
@@ -115,6 +119,10 @@ impl Inner {
 
     /// One part answered.
     pub(super) fn part_answered(self: &Rc<Self>, gather: &Rc<RefCell<Gather>>, part: usize, reply: Reply) {
+        if gather.borrow().ticket.is_none() {
+            // The rows have left already.
+            return;
+        }
         let step = gather.borrow_mut().take(part, reply);
         match step {
             FetchStep::Wait => {}
