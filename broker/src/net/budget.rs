@@ -4,7 +4,7 @@
 //! stands for, wherever that goes, also on another core; dropping it gives the bytes back. Invariant: what is charged
 //! exceeds the pool only by one overdraft and by what was forced. This file refuses to know what the bytes are.
 //!
-//! Frames grow as their bytes arrive, so many may hold a part and wait for the rest. So that they cannot wait for each
+//! A frame has one charge, from its header to its payload, and grows as its bytes arrive, so many may hold a part and wait for the rest. So that they cannot wait for each
 //! other for ever, the first in the queue may overdraw if it already holds something and nobody else overdraws: it will
 //! get its frame whole, hand it on and give everything back.
 

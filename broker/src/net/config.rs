@@ -82,7 +82,7 @@ pub struct NetConfig {
     pub forwarded_max: usize,
     /// From the connection's start to the end of its Hello.
     pub hello_deadline: Duration,
-    /// From the first byte of a frame to its last.
+    /// From the first byte of a frame to its last. As long again for every time that it waits for memory.
     pub frame_deadline: Duration,
     /// A connection that takes nothing of its answers for this long is closed.
     pub write_stall_max: Duration,

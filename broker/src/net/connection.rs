@@ -24,8 +24,10 @@ pub(super) enum Reading {
     Nothing,
     /// Some of a frame came; more is awaited.
     Frame { since: Instant },
-    /// Not reading: waits for memory, or until earlier requests are answered.
+    /// Not reading until earlier requests are answered.
     Held,
+    /// Not reading in the middle of a frame, of which so many bytes are missing: waits for memory.
+    Starved { since: Instant, missing: usize },
     /// Drops what comes after a refusal that ends the connection.
     Lingering { since: Instant },
 }
@@ -165,6 +167,13 @@ impl Connection {
                         || longer(since.max(self.received_at.get()), config.pressure_stall_max)) =>
             {
                 return Some(Cause::Pressure);
+            }
+            Reading::Starved { since, .. } if longer(since, config.frame_deadline) => {
+                return Some(Cause::Pressure);
+            }
+            // Only who holds a part is looked at: the pool bounds how many these are.
+            Reading::Starved { missing, .. } if self.held_bytes.get() > 0 && self.socket.is_cut(missing) => {
+                return Some(Cause::Broken);
             }
             Reading::Lingering { since } if longer(since, config.linger) => return Some(Cause::Refused),
             _ => {}

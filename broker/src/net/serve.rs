@@ -5,11 +5,11 @@
 //! `request`'s to know.
 
 use super::budget::Charge;
-use super::config::{CAPS, LINGER_BYTES_MAX, REQUEST_OVERHEAD_BYTES, VERSION_MAX, VERSION_MIN, caps};
+use super::config::{CAPS, LINGER_BYTES_MAX, VERSION_MAX, VERSION_MIN, caps};
 use super::connection::{Connection, End, Reading};
 use super::mesh::{Greeting, HandedOver, Reply, ToShard};
 use super::metrics::Cause;
-use super::read::{FrameReader, Stop, take};
+use super::read::{FrameReader, Stop};
 use super::{Inner, reply::Ticket};
 use bytes::Bytes;
 use corelog_core::limits;
@@ -25,15 +25,15 @@ use std::time::Instant;
 pub(super) struct Frame {
     pub(super) correlation: CorrelationId,
     pub(super) request: Request,
-    /// The payload; charged until its last part is dropped.
+    /// The payload; the whole frame is charged until its last part is dropped.
     pub(super) payload: Bytes,
     pub(super) payload_bytes: usize,
-    /// The charge of the header, if it is large: until the answer leaves.
+    /// The frame's charge, if there is no payload to carry it: until the answer leaves.
     pub(super) charge: Charge,
     pub(super) arrived: Instant,
 }
 
-/// A payload and its charge, which ends with the last reference to it, wherever that is.
+/// A payload and its frame's charge, which ends with the last reference to it, wherever that is.
 struct Charged {
     bytes: Vec<u8>,
     _charge: Charge,
@@ -142,6 +142,7 @@ impl Inner {
         }
         let header_bytes = prelude.header_bytes as usize;
         let pool = self.pool_for(header_bytes + prelude.payload_bytes as usize);
+        // One charge for the whole frame: a header that is held makes its payload one of those who hold a part.
         let mut charge = pool.empty_charge();
         reader.need(self, connection, header_bytes, &mut charge).await?;
         let header = reader.peek(header_bytes);
@@ -162,13 +163,11 @@ impl Inner {
                 return Ok(Incoming::Skipped);
             }
         };
-        let payload = if payload_bytes == 0 {
-            Bytes::new()
+        let (payload, charge) = if payload_bytes == 0 {
+            (Bytes::new(), charge)
         } else {
-            let mut charge = pool.empty_charge();
-            take(self, connection, &mut charge, REQUEST_OVERHEAD_BYTES).await?;
             let bytes = reader.payload(self, connection, payload_bytes, &mut charge).await?;
-            Bytes::from_owner(Charged { bytes, _charge: charge })
+            (Bytes::from_owner(Charged { bytes, _charge: charge }), pool.empty_charge())
         };
         let arrived = Instant::now();
         let correlation = prelude.correlation;
