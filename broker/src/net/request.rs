@@ -6,10 +6,10 @@
 
 use super::Inner;
 use super::budget::Charge;
-use super::config::{DEADLINE_GRACE, THROTTLE_MS, WAITING_SHARE, WINDOW_BYTES_MIN};
+use super::config::{DEADLINE_GRACE, THROTTLE_MS};
 use super::connection::Connection;
 use super::gather::{FetchGather, Gathered, begin};
-use super::merge::{FetchRound, Route, Split, route};
+use super::merge::{FetchRound, Part, Route, Split, route};
 use super::mesh::{Ask, FetchAsk, Reply, ToShard};
 use super::read::Stop;
 use super::reply::{Asked, Owner, Ticket, Waiting, last_moment, refusal};
@@ -71,9 +71,9 @@ impl Inner {
             Request::Produce(produce) => self.produce(produce, payload, || ticket(envelope)).await,
             Request::Fetch(fetch) => {
                 let bytes_max = fetch.max_bytes.min(connection.window_bytes.get());
-                let reserved = self.room_for_answer(connection, reserved_bytes(bytes_max)).await?;
+                let reserved = self.room_for_answer(connection, bytes_max.into()).await?;
                 let mut ticket = ticket(envelope);
-                ticket.promise(bytes_max, reserved);
+                ticket.promise(bytes_max.into(), reserved);
                 self.fetch(fetch, bytes_max, ticket);
             }
             Request::ListOffsets(list) => self.list_offsets(list.rows, ticket(envelope)),
@@ -161,36 +161,28 @@ impl Inner {
             bytes_max: row.max_bytes,
             leader_epoch: row.leader_epoch,
         });
-        match route(rows.collect(), |row: &FetchRow| self.place(row.tp)) {
-            Route::One(shard, rows) => {
-                self.ask_for(ticket, shard, Ask::Fetch(FetchAsk { wait_max, bytes_min, bytes_max, rows }));
-            }
-            Route::Many(split) => {
-                let (places, rows) = begin(&split, |row: &FetchRow| row.tp);
-                let share = bytes_max / u32::try_from(split.parts.len().max(1)).unwrap_or(u32::MAX);
-                let round =
-                    FetchRound::new(split.parts.len(), !wait_max.is_zero(), !split.refused.is_empty());
-                let shards: Vec<ShardId> = split.parts.iter().map(|part| part.shard).collect();
-                let again: Vec<FetchAsk> = split
-                    .parts
-                    .into_iter()
-                    .map(|part| FetchAsk {
-                        wait_max: Duration::ZERO,
-                        bytes_min: 1,
-                        bytes_max: share,
-                        rows: part.rows,
-                    })
-                    .collect();
-                let asks = shards.into_iter().zip(again.iter().cloned().map(Ask::Fetch)).collect();
-                let until = Instant::now() + wait_max;
-                self.gather(
-                    ticket,
-                    places,
-                    asks,
-                    Gathered::Fetched(FetchGather { rows, round, again, until }),
-                );
-            }
-        }
+        let split = route(rows.collect(), |row: &FetchRow| self.place(row.tp)).into_split();
+        let (places, rows) = begin(&split, |row: &FetchRow| row.tp);
+        let parts = u32::try_from(split.parts.len()).unwrap_or(u32::MAX);
+        let bytes_min = if parts == 1 { bytes_min } else { 1 };
+        let round = FetchRound::new(split.parts.len(), !wait_max.is_zero(), !split.refused.is_empty());
+        let part = |part: Part<FetchRow>| {
+            let bytes_max = bytes_max / parts;
+            let ask = FetchAsk {
+                wait_max: Duration::ZERO,
+                patience: wait_max,
+                bytes_min,
+                bytes_max,
+                rows: part.rows,
+            };
+            (part.shard, ask)
+        };
+        let parts: Vec<(ShardId, FetchAsk)> = split.parts.into_iter().map(part).collect();
+        let asks = parts.iter().map(|(shard, ask)| (*shard, Ask::Fetch(ask.clone()))).collect();
+        let again = parts.into_iter().map(|(_, ask)| ask).collect();
+        let until = Instant::now() + wait_max;
+        let fetch = FetchGather { rows, round, again, bytes_min, until };
+        self.gather(ticket, places, asks, Gathered::Fetched(fetch));
     }
 
     fn list_offsets(self: &Rc<Self>, rows: Vec<ListOffsetsRow>, ticket: Ticket) {
@@ -283,12 +275,6 @@ impl Inner {
     fn place(&self, tp: TopicPartition) -> super::seam::Place {
         self.view().place(tp)
     }
-}
-
-/// What a fetch that may bring so much reserves.
-fn reserved_bytes(bytes_max: u32) -> u64 {
-    let share = if bytes_max <= WINDOW_BYTES_MIN { WAITING_SHARE } else { 1 };
-    u64::from(bytes_max) / share
 }
 
 /// A wait that a client asked for, within what the broker allows.

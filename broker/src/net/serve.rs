@@ -4,13 +4,14 @@
 //! before Hello; requests of a connection are handed on in the order in which they came. What requests ask for is
 //! `request`'s to know.
 
+use super::Inner;
 use super::budget::Charge;
 use super::config::{CAPS, LINGER_BYTES_MAX, VERSION_MAX, VERSION_MIN, caps};
 use super::connection::{Connection, End, Reading};
 use super::mesh::{Greeting, HandedOver, Reply, ToShard};
 use super::metrics::Cause;
 use super::read::{FrameReader, Stop};
-use super::{Inner, reply::Ticket};
+use super::reply::{Addressee, Ticket};
 use bytes::Bytes;
 use corelog_core::limits;
 use corelog_wire::error::ErrorCode;
@@ -290,7 +291,8 @@ impl Inner {
         why: &str,
     ) {
         let refusal = Refusal::new(code, format!("{why}. {}", code.help()));
-        self.send(connection, kind, correlation, None, refusal.encode(), Vec::new());
+        let to = Addressee { kind, correlation, request: None };
+        self.send(connection, to, (refusal.encode(), Vec::new()), self.output.empty_charge());
     }
 }
 
