@@ -132,7 +132,9 @@ impl Gatherer {
     async fn ask_control(&self, request: Request) -> Option<Answer> {
         let asked = async {
             let (reply, answer) = oneshot::channel();
-            self.control.send(ControlRequest { request, reply }).await.ok()?;
+            // This answer crosses no network.
+            let answer_bytes_max = u64::MAX;
+            self.control.send(ControlRequest { request, answer_bytes_max, reply }).await.ok()?;
             answer.await.ok()
         };
         timeout(PATIENCE, asked).await.ok().flatten()
@@ -312,7 +314,7 @@ mod tests {
     fn control() -> mpsc::Sender<ControlRequest> {
         let (control, mut inbox) = mpsc::channel::<ControlRequest>(4);
         tokio::spawn(async move {
-            while let Some(ControlRequest { request, reply }) = inbox.recv().await {
+            while let Some(ControlRequest { request, reply, .. }) = inbox.recv().await {
                 let answer = match request {
                     Request::Metadata(_) => Answer::Metadata(metadata()),
                     Request::DescribeTopic(_) => {

@@ -6,7 +6,7 @@
 
 use super::Inner;
 use super::budget::Charge;
-use super::config::{DEADLINE_GRACE, THROTTLE_MS};
+use super::config::{ANSWER_HEADER_BYTES_MAX, DEADLINE_GRACE, THROTTLE_MS};
 use super::connection::Connection;
 use super::gather::{FetchGather, Gathered, begin};
 use super::merge::{FetchRound, Part, Route, Split, route};
@@ -84,14 +84,27 @@ impl Inner {
             | Request::AlterTopic(_)
             | Request::DescribeTopic(_)
             | Request::InitProducerId(_)) => {
-                // What these bring is small and not known; they wait for room and take none.
-                drop(self.room_for_answer(connection, 0).await?);
-                self.control(request, ticket(envelope));
+                // Without a listing what these bring is small; they wait for room and take none.
+                let bytes = self.listing_bytes(&request);
+                let reserved = self.room_for_answer(connection, bytes).await?;
+                let mut ticket = ticket(envelope);
+                ticket.promise(bytes, reserved);
+                self.control(request, ticket);
             }
             // Answered by `serve` before it comes here.
             Request::Hello(_) => {}
         }
         Ok(())
+    }
+
+    /// What the lists in an answer take at most.
+    fn listing_bytes(&self, request: &Request) -> u64 {
+        let bytes = match request {
+            Request::Metadata(metadata) => self.view().listing_bytes(metadata.topics.as_ref().map(Vec::len)),
+            Request::DescribeTopic(_) => self.view().listing_bytes(Some(1)),
+            _ => 0,
+        };
+        bytes.min(ANSWER_HEADER_BYTES_MAX)
     }
 
     /// Waits until there is room among the answers that clients have not taken yet.
@@ -248,7 +261,8 @@ impl Inner {
         let (reply, answer) = oneshot::channel();
         let waiting = Waiting { owner: Owner::Connection(ticket), asked: Asked::Control };
         let id = self.pending.borrow_mut().insert(waiting, until);
-        match self.control.try_send(ControlRequest { request, reply }) {
+        let answer_bytes_max = ANSWER_HEADER_BYTES_MAX;
+        match self.control.try_send(ControlRequest { request, answer_bytes_max, reply }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
                 let reply = self.throttled("the broker has many requests about topics under way");

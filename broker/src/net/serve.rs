@@ -19,6 +19,7 @@ use corelog_wire::frame::{Caps, FrameError, Kind, Prelude, Remedy, check_header}
 use corelog_wire::ids::{CorrelationId, ShardId};
 use corelog_wire::message::{Answer, HelloAnswer, HelloRequest, Refusal, Request};
 use rustix::net::Shutdown;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -333,8 +334,15 @@ fn check_prelude(bytes: &[u8; 32], greeted: bool) -> Result<(Prelude, Kind), Ref
 
 /// The request that a header holds, with what can be said of its rows before the payload is read.
 fn decode(kind: Kind, header: &[u8], payload_bytes: usize) -> Result<Request, (ErrorCode, String)> {
-    let request = Request::decode(kind, header).map_err(|error| (error.code(), error.to_string()))?;
-    let rows = match &request {
+    let mut request = Request::decode(kind, header).map_err(|error| (error.code(), error.to_string()))?;
+    let rows = match &mut request {
+        Request::Metadata(metadata) => metadata.topics.as_mut().map_or(0, |names| {
+            let asked = names.len();
+            // The answer lists every partition of a topic: once, however often the topic is named.
+            let mut seen = BTreeSet::new();
+            names.retain(|name| asked <= limits::ROWS_MAX && seen.insert(name.clone()));
+            asked
+        }),
         Request::Produce(produce) => {
             produce.rows_within(payload_bytes).map_err(|error| (error.code(), error.to_string()))?;
             produce.rows.len()

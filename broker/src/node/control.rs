@@ -9,11 +9,12 @@
 use super::command::{Command, ShardLink};
 use crate::meta::control::{ControlError, ControlPlane, Leadership};
 use crate::meta::{EmbeddedStore, StoreError};
-use crate::net::{ControlRequest, View};
+use crate::net::{ControlRequest, View, listing_bytes};
 use corelog_core::controller::shard_of;
 use corelog_core::shard::{Input, PartitionSnapshot};
 use corelog_core::topic::{TopicConfig, TopicName, TopicOverrides};
 use corelog_wire::error::ErrorCode;
+use corelog_wire::frame::Kind;
 use corelog_wire::ids::{BrokerId, LeaderEpoch, Offset, ProducerEpoch, ShardId, TopicId, TopicPartition};
 use corelog_wire::message::{
     AlterTopicAnswer, Answer, CreateTopicAnswer, CreateTopicRequest, DeleteTopicAnswer, DescribeTopicAnswer,
@@ -109,8 +110,8 @@ impl Control {
                 biased;
                 _ = &mut stop => return,
                 request = requests.recv() => {
-                    let Some(ControlRequest { request, reply }) = request else { return };
-                    let answer = self.answer(request).await;
+                    let Some(ControlRequest { request, answer_bytes_max, reply }) = request else { return };
+                    let answer = self.answer(request, answer_bytes_max).await;
                     // An asker that left needs no answer.
                     drop(reply.send(answer));
                 }
@@ -118,10 +119,10 @@ impl Control {
         }
     }
 
-    async fn answer(&mut self, request: Request) -> Answer {
+    async fn answer(&mut self, request: Request, bytes_max: u64) -> Answer {
         let kind = request.kind();
         let answered = match request {
-            Request::Metadata(request) => self.metadata(&request).await,
+            Request::Metadata(request) => self.metadata(&request, bytes_max).await,
             Request::CreateTopic(request) => {
                 self.create(&request).await.map(|id| Answer::CreateTopic(CreateTopicAnswer { id }))
             }
@@ -133,7 +134,7 @@ impl Control {
                 let altered = self.plane.alter_topic(&request).await;
                 self.after_alter(altered).await
             }
-            Request::DescribeTopic(request) => self.describe(&request.name).await,
+            Request::DescribeTopic(request) => self.describe(&request.name, bytes_max).await,
             Request::InitProducerId(_) => self.plane.producer_id().await.map(|producer_id| {
                 Answer::InitProducerId(InitProducerIdAnswer {
                     producer_id,
@@ -262,13 +263,20 @@ impl Control {
         Ok(())
     }
 
-    async fn metadata(&mut self, request: &MetadataRequest) -> Result<Answer, ControlError> {
+    async fn metadata(&mut self, request: &MetadataRequest, bytes_max: u64) -> Result<Answer, ControlError> {
         if let Some(names) = request.topics.as_ref().filter(|_| request.auto_create && self.auto_create) {
             for name in names {
                 self.create_if_missing(name).await?;
             }
         }
         let image = self.plane.image();
+        let bytes: u64 = match &request.topics {
+            Some(names) => names.iter().map(|name| self.listed_bytes(name)).sum(),
+            None => image.topics().map(|(name, _)| self.listed_bytes(name.as_str())).sum(),
+        };
+        if bytes > bytes_max {
+            return Ok(too_long(Kind::Metadata, bytes, bytes_max));
+        }
         let topics = match &request.topics {
             Some(names) => names.iter().map(|name| self.topic_metadata(name)).collect(),
             None => image.topics().map(|(name, _)| self.topic_metadata(name.as_str())).collect(),
@@ -289,6 +297,14 @@ impl Control {
             config: Vec::new(),
         };
         self.create(&request).await.map(drop)
+    }
+
+    /// What a topic takes in a listing, or the word that it is not there.
+    fn listed_bytes(&self, name: &str) -> u64 {
+        let topic = TopicName::new(name).ok().and_then(|name| self.plane.image().topic(&name));
+        let (partitions, replicas) = topic
+            .map_or((0, 0), |topic| (topic.value.partitions.into(), topic.value.replication_factor.into()));
+        listing_bytes(1, name.len() as u64, partitions, replicas)
     }
 
     fn topic_metadata(&self, name: &str) -> MetadataTopic {
@@ -323,12 +339,15 @@ impl Control {
         MetadataTopic { error: ErrorCode::None, name: name.to_owned(), id, partitions }
     }
 
-    async fn describe(&self, name: &str) -> Result<Answer, ControlError> {
+    async fn describe(&self, name: &str, bytes_max: u64) -> Result<Answer, ControlError> {
+        let bytes = self.listed_bytes(name);
+        if bytes > bytes_max {
+            return Ok(too_long(Kind::DescribeTopic, bytes, bytes_max));
+        }
         let metadata = self.topic_metadata(name);
         if metadata.error != ErrorCode::None {
             let message = format!("topic {name:?}: {}", metadata.error.help());
-            let kind = corelog_wire::frame::Kind::DescribeTopic;
-            return Ok(refused(kind, metadata.error, message));
+            return Ok(refused(Kind::DescribeTopic, metadata.error, message));
         }
         let id = metadata.id;
         let tps: Vec<TopicPartition> =
@@ -428,6 +447,17 @@ fn described(row: &MetadataPartition, snapshot: Option<&PartitionSnapshot>) -> P
     }
 }
 
-fn refused(kind: corelog_wire::frame::Kind, code: ErrorCode, message: String) -> Answer {
+/// Built, such an answer would take many times the memory of its request, and clients would not take it.
+fn too_long(kind: Kind, bytes: u64, bytes_max: u64) -> Answer {
+    let what = format!(
+        "the list would take {bytes} bytes, an answer has at most {bytes_max}. Ask for fewer topics at once, by name"
+    );
+    refused(kind, ErrorCode::TooLarge, what)
+}
+
+fn refused(kind: Kind, code: ErrorCode, message: String) -> Answer {
     Answer::Refused { kind, refusal: Refusal::new(code, message) }
 }
+
+#[cfg(test)]
+mod tests;
