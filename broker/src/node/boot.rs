@@ -391,6 +391,8 @@ async fn take_commands(
     while let Some(command) = commands.recv().await {
         match command {
             Command::Input(input) => handle.push(input),
+            // Requests come into the same mailbox, so whatever is sent from now on comes later.
+            Command::Taken { reply } => drop(reply.send(())),
             Command::Describe { partitions, reply } => {
                 drop(reply.send(partitions.into_iter().map(|tp| handle.describe(tp)).collect()));
             }

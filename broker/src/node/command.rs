@@ -16,6 +16,11 @@ pub const COMMANDS_MAX: usize = 1_024;
 pub enum Command {
     /// Hand this to the shard's step: leadership, settings, removal.
     Input(Input),
+    /// Say so when the shard has before it, in its own order, all that was handed to it earlier.
+    Taken {
+        /// Takes the word.
+        reply: oneshot::Sender<()>,
+    },
     /// Where these partitions stand.
     Describe {
         /// Which.

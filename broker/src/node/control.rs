@@ -3,8 +3,9 @@
 //!
 //! Runs on the control thread. Requests come from the network hands of every shard over one bounded channel, one at a
 //! time: metadata changes are rare and their order matters. Invariants: a shard leads only what a transaction granted;
-//! the view shows a partition only after its shard was told; a topic's tombstone is forgotten only when its shards
-//! reported the partitions gone. Refuses to know sockets, files and how a shard works.
+//! the view shows a partition only after its shard has been told, and has it before any request that the view sends; a
+//! topic's tombstone is forgotten only when its shards reported the partitions gone. Refuses to know sockets, files and
+//! how a shard works.
 
 use super::command::{Command, ShardLink};
 use crate::meta::control::{ControlError, ControlPlane, Leadership};
@@ -23,7 +24,11 @@ use corelog_wire::message::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long a shard may take to take in what it was told.
+const TAKEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the actor is given.
 #[derive(Debug)]
@@ -218,12 +223,34 @@ impl Control {
             }
         }
         let mut configs: BTreeMap<TopicId, TopicConfig> = BTreeMap::new();
+        let mut told = BTreeSet::new();
         for (tp, epoch) in granted {
             let config = configs.entry(tp.topic).or_insert_with(|| self.config_of(tp.topic)).clone();
             self.tell(tp, Input::Lead { tp, epoch, config }).await;
+            told.extend(self.placement.get(&tp).copied());
             self.leads.insert(tp, epoch);
         }
+        self.until_taken(told).await;
         Ok(())
+    }
+
+    /// Waits until these shards have all that they were told before whatever comes from now on. Otherwise the first
+    /// request for a new partition could be there before the shard leads it.
+    async fn until_taken(&self, shards: BTreeSet<ShardId>) {
+        let mut words = Vec::new();
+        for shard in shards {
+            let Some(link) = self.shards.get(usize::from(shard.get())) else { continue };
+            let (reply, word) = oneshot::channel();
+            if link.send(Command::Taken { reply }).await.is_ok() {
+                words.push((shard, word));
+            }
+        }
+        for (shard, word) in words {
+            // Without its word requests may come too early, and are told to try again.
+            if tokio::time::timeout(TAKEN_PATIENCE, word).await.is_err() {
+                tracing::warn!(shard = shard.get(), "a shard is slow to take what it is told");
+            }
+        }
     }
 
     /// Removes what tombstones say is gone, and forgets the tombstones of topics that left nothing.

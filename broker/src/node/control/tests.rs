@@ -41,7 +41,35 @@ fn create(name: &str, partitions: u32) -> Request {
 
 /// A shard that takes everything at once.
 fn obedient(mut commands: mpsc::Receiver<Command>) {
-    tokio::spawn(async move { while commands.recv().await.is_some() {} });
+    tokio::spawn(async move {
+        while let Some(command) = commands.recv().await {
+            if let Command::Taken { reply } = command {
+                reply.send(()).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn requests_are_sent_to_a_new_partition_only_when_its_shard_has_taken_it() {
+    run(async {
+        let World { mut control, mut commands, views, _folder } = world().await;
+        let creating = tokio::spawn(async move {
+            let answer = control.answer(create("orders", 1), u64::MAX).await;
+            (control, answer)
+        });
+        let Some(Command::Input(Input::Lead { tp, .. })) = commands.recv().await else {
+            panic!("the shard is told to lead first")
+        };
+        let Some(Command::Taken { reply }) = commands.recv().await else {
+            panic!("the shard is asked whether it has it")
+        };
+        assert_eq!(views.borrow().place(tp), crate::net::Place::UnknownTopic, "nobody is sent there yet");
+        reply.send(()).unwrap();
+        let (_control, answer) = creating.await.unwrap();
+        assert!(matches!(answer, Answer::CreateTopic(_)), "{answer:?}");
+        assert_eq!(views.borrow().place(tp), crate::net::Place::Shard(ShardId::new(0)));
+    });
 }
 
 #[test]
