@@ -396,6 +396,7 @@ async fn take_commands(
             Command::Describe { partitions, reply } => {
                 drop(reply.send(partitions.into_iter().map(|tp| handle.describe(tp)).collect()));
             }
+            Command::Glance { reply } => drop(reply.send(handle.snapshot())),
             Command::Report { reply } => drop(reply.send(report(&handle, &net))),
             Command::Stop => break,
         }

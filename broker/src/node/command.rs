@@ -28,6 +28,11 @@ pub enum Command {
         /// In the same order; `None` for one that is not here.
         reply: oneshot::Sender<Vec<Option<PartitionSnapshot>>>,
     },
+    /// Where the shard itself stands, without its hands: costs the same however many partitions it has.
+    Glance {
+        /// Takes the numbers.
+        reply: oneshot::Sender<ShardSnapshot>,
+    },
     /// Where the shard stands.
     Report {
         /// Takes the numbers.
