@@ -8,6 +8,7 @@
 use super::command::{COMMANDS_MAX, Command, ShardLink, ShardReport};
 use super::config::Config;
 use super::control::Control;
+use super::descriptors;
 use super::layout::{DataFolder, LayoutError};
 use super::operators::Operators;
 use super::pump::Pump;
@@ -449,6 +450,7 @@ fn file_system_bytes(path: &Path) -> u64 {
 fn net_config(config: &Config, shards: u16) -> NetConfig {
     let of_shard = config.memory_bytes_max / u64::from(shards.max(1));
     NetConfig {
+        connections_max: descriptors::connections_max(descriptors::limit(), shards),
         input_bytes_max: of_shard / 4,
         output_bytes_max: of_shard / 4,
         ..NetConfig::new(config.cluster.clone(), config.broker)

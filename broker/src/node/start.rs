@@ -5,6 +5,7 @@
 
 use super::boot::{self, BootError, Ready};
 use super::config::{Config, ConfigError, DevOptions, Host};
+use super::descriptors;
 use crate::cli::{DevArgs, ServeArgs};
 use corelog_core::journal::Verdict;
 use std::fmt::Write as _;
@@ -49,6 +50,7 @@ fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready
         .with_env_filter(filter)
         .with_target(false)
         .init();
+    raise_descriptors(config.shards);
     match boot::run(&config, pin, ready) {
         Ok(()) => {
             tracing::info!("stopped; everything acknowledged is on disk");
@@ -70,6 +72,26 @@ fn say(text: &str) {
 /// Says why the broker does not run.
 fn complain(error: &dyn std::error::Error) {
     let _nobody_reads = writeln!(std::io::stderr(), "corelog: {error}");
+}
+
+/// Raises the limit on open files and says what it lets connections have.
+fn raise_descriptors(shards: u16) {
+    let (before, now) = descriptors::raise();
+    let connections = descriptors::connections_max(now, shards);
+    let text = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+    let (was, limit) = (text(before), text(now));
+    let wanted = descriptors::limit_wanted(shards);
+    if now.is_some_and(|now| now < wanted) {
+        tracing::warn!(
+            limit,
+            was,
+            "few open files are allowed: each shard takes {connections} connections at most; {wanted} would allow {} \
+             (ulimit -Hn, LimitNOFILE=)",
+            descriptors::CONNECTIONS_MAX
+        );
+    } else {
+        tracing::info!(limit, was, connections, "open files allowed, and connections of each shard");
+    }
 }
 
 /// What `dev` says when it serves.
