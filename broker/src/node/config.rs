@@ -28,7 +28,8 @@ use sections::{Budget, Sections};
 pub const SHARDS_MAX: u16 = 256;
 /// Largest journal ring of a shard.
 pub const JOURNAL_BYTES_MAX: u64 = 64 << 30;
-/// Least memory of one shard: a largest request, its answer, and a tail cache that holds a few of them.
+/// Least memory of one shard beside the bytes that it must hold until they are in a segment, which may be as many as
+/// its journal has: a largest request, its answer, cold reads, and a tail cache that holds a few of them.
 pub const SHARD_MEMORY_BYTES_MIN: u64 = 64 << 20;
 
 const PORT: u16 = 9_640;
@@ -128,7 +129,8 @@ pub struct Config {
     pub journal_bytes: u64,
     /// Segment files kept ready for reuse.
     pub segment_pool_bytes: u64,
-    /// Memory for requests, answers and tail caches, of all shards together.
+    /// Memory for requests, answers and tail caches, of all shards together. A tail cache grows beyond its share while
+    /// bytes wait to be written to segments, by a journal's size at most, so each shard must have that, too.
     pub memory_bytes_max: u64,
     /// Where metadata lives.
     pub metadata: MetadataStore,
@@ -346,9 +348,16 @@ impl Config {
             }
             DiskBudget::Bytes(_) | DiskBudget::Percent(_) => {}
         }
-        let least = shards.saturating_mul(SHARD_MEMORY_BYTES_MIN);
+        let least = shards.saturating_mul(SHARD_MEMORY_BYTES_MIN + self.journal_bytes);
         if self.memory_bytes_max < least {
-            let allowed = format!("{shards} shards need at least {}", format_bytes(least));
+            let allowed = format!(
+                "{shards} shards with journals of {} need at least {}, {} and a journal each: allow more, or use fewer \
+                 broker.shards or smaller storage.journal_bytes (from {})",
+                format_bytes(self.journal_bytes),
+                format_bytes(least),
+                format_bytes(SHARD_MEMORY_BYTES_MIN),
+                format_bytes(limits::JOURNAL_BYTES_MIN)
+            );
             return Err(value("memory.bytes_max", &format_bytes(self.memory_bytes_max), &allowed));
         }
         Ok(())
