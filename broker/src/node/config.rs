@@ -115,7 +115,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How many shards a new data directory gets.
     pub shards: u16,
-    /// Where this broker stands, for placement.
+    /// Where this broker stands, for placement. Read and kept; takes effect with a later version.
     pub rack: Option<String>,
     /// Where clients connect to; port 0 takes a free one.
     pub listen: SocketAddr,
@@ -127,7 +127,7 @@ pub struct Config {
     pub disk_bytes_max: DiskBudget,
     /// Size of each shard's journal ring.
     pub journal_bytes: u64,
-    /// Segment files kept ready for reuse.
+    /// Segment files kept ready for reuse. Read and checked; takes effect with a later version.
     pub segment_pool_bytes: u64,
     /// Memory for requests, answers and tail caches, of all shards together. A tail cache grows beyond its share while
     /// bytes wait to be written to segments, by a journal's size at most, so each shard must have that, too.
@@ -138,6 +138,8 @@ pub struct Config {
     pub topic_defaults: TopicOverrides,
     /// Whether producing to an unknown topic makes it. Only in `dev`.
     pub auto_create: bool,
+    /// Keys that were set and take effect with a later version only.
+    pub ineffective: Vec<&'static str>,
 }
 
 /// Why there is no configuration. Maps to exit code 2.
@@ -215,6 +217,7 @@ impl Config {
             metadata: MetadataStore::Embedded,
             topic_defaults: TopicOverrides::default(),
             auto_create: false,
+            ineffective: Vec::new(),
         };
         base.with(sections)?.checked()
     }
@@ -245,6 +248,7 @@ impl Config {
             metadata: MetadataStore::Embedded,
             topic_defaults: TopicOverrides::default(),
             auto_create: true,
+            ineffective: Vec::new(),
         };
         base.with(merged(None, &BTreeMap::new(), sets)?)?.checked()
     }
@@ -263,6 +267,11 @@ impl Config {
             return Err(value("metadata.endpoints", &format!("{endpoints:?}"), allowed));
         }
         let topic_defaults = TopicOverrides::from_pairs(topic_defaults.into_pairs())?;
+        let set = [
+            ("broker.rack", broker.rack.is_some()),
+            ("storage.segment_pool_bytes", storage.segment_pool_bytes.is_some()),
+        ];
+        let ineffective = set.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect();
         Ok(Self {
             broker: broker.id.map_or(self.broker, BrokerId::new),
             cluster: broker.cluster.unwrap_or(self.cluster),
@@ -281,6 +290,7 @@ impl Config {
             segment_pool_bytes: storage.segment_pool_bytes.map_or(self.segment_pool_bytes, |size| size.0),
             memory_bytes_max: memory.bytes_max.map_or(self.memory_bytes_max, |size| size.0),
             topic_defaults,
+            ineffective,
             ..self
         })
     }

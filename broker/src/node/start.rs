@@ -51,6 +51,9 @@ fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready
         .with_target(false)
         .init();
     raise_descriptors(config.shards);
+    for key in &config.ineffective {
+        tracing::warn!("{key} is set and has no effect in this version");
+    }
     match boot::run(&config, pin, ready) {
         Ok(()) => {
             tracing::info!("stopped; everything acknowledged is on disk");

@@ -250,6 +250,13 @@ fn memory_holds_what_is_in_the_journals_and_no_segment_yet() {
 }
 
 #[test]
+fn settings_without_effect_are_named() {
+    assert!(file(DATA_DIR, &[], &host()).unwrap().ineffective.is_empty());
+    let config = file(DATA_DIR, &["broker.rack=a", "storage.segment_pool_bytes=1GiB"], &host()).unwrap();
+    assert_eq!(config.ineffective, ["broker.rack", "storage.segment_pool_bytes"]);
+}
+
+#[test]
 fn a_missing_file_and_a_missing_directory_are_said() {
     let error = Config::serve(Some(Path::new("/nonexistent.toml")), &[], &host()).unwrap_err().to_string();
     assert!(
