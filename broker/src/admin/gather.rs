@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use corelog_core::shard::PartitionSnapshot;
+use corelog_core::shard::{PartitionSnapshot, ShardSnapshot};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::Kind;
 use corelog_wire::ids::{BrokerId, ShardId, TopicPartition};
@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::state::{
-    BrokerInfo, BudgetNumbers, Distribution, PartitionInfo, PartitionStanding, Question, SettingInfo,
-    ShardNumbers, Snapshot, TopicInfo,
+    BrokerInfo, BudgetNumbers, Distribution, Health, PartitionInfo, PartitionStanding, Question, SettingInfo,
+    ShardHealth, ShardNumbers, Snapshot, TopicInfo,
 };
 use crate::net::{ControlRequest, NetSnapshot};
 use crate::node::command::{Command, PartitionTraffic, ShardLink, ShardReport};
@@ -29,6 +29,9 @@ use crate::rt::Pulse;
 
 /// How long the control actor, and then the shards, may take.
 pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Said when the control actor is silent.
+const NO_CONTROL: &str = "the control plane does not answer; topics are not shown";
 
 /// How to ask one shard.
 #[derive(Debug, Clone)]
@@ -63,15 +66,21 @@ struct Told {
 impl Gatherer {
     /// Answers until nobody can ask any more.
     pub async fn run(self, mut questions: mpsc::Receiver<Question>) {
+        let this = Arc::new(self);
         while let Some(question) = questions.recv().await {
             match question {
                 Question::Picture(reply) => {
-                    let snapshot = self.snapshot().await;
+                    let snapshot = this.snapshot().await;
                     // Whoever asked may have given up waiting.
                     drop(reply.send(snapshot));
                 }
+                // Not behind the pictures, which take long when a shard hangs.
+                Question::Health(reply) => {
+                    let this = Arc::clone(&this);
+                    tokio::spawn(async move { drop(reply.send(this.health().await)) });
+                }
                 Question::Settings { topic, reply } => {
-                    let settings = self.settings(topic).await;
+                    let settings = this.settings(topic).await;
                     drop(reply.send(settings));
                 }
             }
@@ -83,7 +92,7 @@ impl Gatherer {
         let mut broker = BrokerInfo { uptime_ms, ..self.broker.clone() };
         let metadata = self.metadata().await;
         if metadata.is_none() {
-            broker.problems.push("the control plane does not answer; topics are not shown".to_owned());
+            broker.problems.push(NO_CONTROL.to_owned());
         }
         let metadata =
             metadata.unwrap_or(MetadataAnswer { brokers: Vec::new(), topics: Vec::new(), revision: 0 });
@@ -110,6 +119,44 @@ impl Gatherer {
         snapshot
     }
 
+    async fn health(&self) -> Health {
+        let mut asked = JoinSet::new();
+        for (number, source) in (0_u16..).zip(&self.shards) {
+            let link = source.link.clone();
+            asked.spawn(async move {
+                let (reply, seen) = oneshot::channel();
+                let glance = async {
+                    link.send(Command::Glance { reply }).await.ok()?;
+                    seen.await.ok()
+                };
+                (number, timeout(PATIENCE, glance).await.ok().flatten())
+            });
+        }
+        let mut health = Health::default();
+        let nothing = MetadataRequest { topics: Some(Vec::new()), auto_create: false };
+        if self.ask_control(Request::Metadata(nothing)).await.is_none() {
+            health.problems.push(NO_CONTROL.to_owned());
+        }
+        let mut seen: BTreeMap<u16, ShardSnapshot> = BTreeMap::new();
+        while let Some(answered) = asked.join_next().await {
+            if let Ok((number, Some(snapshot))) = answered {
+                seen.insert(number, snapshot);
+            }
+        }
+        for (number, _) in (0_u16..).zip(&self.shards) {
+            match seen.get(&number) {
+                Some(snapshot) => health.shards.push(ShardHealth {
+                    shard: number,
+                    poisoned: snapshot.poisoned,
+                    read_only: snapshot.read_only,
+                    disk_full: snapshot.disk_full,
+                }),
+                None => health.silent.push(number),
+            }
+        }
+        health
+    }
+
     async fn metadata(&self) -> Option<MetadataAnswer> {
         let request = Request::Metadata(MetadataRequest { topics: None, auto_create: false });
         match self.ask_control(request).await? {
@@ -132,7 +179,9 @@ impl Gatherer {
     async fn ask_control(&self, request: Request) -> Option<Answer> {
         let asked = async {
             let (reply, answer) = oneshot::channel();
-            self.control.send(ControlRequest { request, reply }).await.ok()?;
+            // This answer crosses no network.
+            let answer_bytes_max = u64::MAX;
+            self.control.send(ControlRequest { request, answer_bytes_max, reply }).await.ok()?;
             answer.await.ok()
         };
         timeout(PATIENCE, asked).await.ok().flatten()
@@ -282,7 +331,6 @@ fn with_network(mut numbers: ShardNumbers, net: &NetSnapshot) -> ShardNumbers {
 mod tests {
     use super::*;
     use crate::disk::DiskSnapshot;
-    use corelog_core::shard::ShardSnapshot;
     use corelog_wire::ids::{LeaderEpoch, Offset, TopicId};
     use corelog_wire::message::{DescribeTopicAnswer, MetadataPartition, TopicSetting};
     use hdrhistogram::Histogram;
@@ -312,7 +360,7 @@ mod tests {
     fn control() -> mpsc::Sender<ControlRequest> {
         let (control, mut inbox) = mpsc::channel::<ControlRequest>(4);
         tokio::spawn(async move {
-            while let Some(ControlRequest { request, reply }) = inbox.recv().await {
+            while let Some(ControlRequest { request, reply, .. }) = inbox.recv().await {
                 let answer = match request {
                     Request::Metadata(_) => Answer::Metadata(metadata()),
                     Request::DescribeTopic(_) => {
@@ -379,6 +427,7 @@ mod tests {
             while let Some(command) = commands.recv().await {
                 match command {
                     Command::Report { reply } => drop(reply.send(report(number))),
+                    Command::Glance { reply } => drop(reply.send(report(number).shard)),
                     Command::Describe { partitions, reply } => {
                         assert_eq!(partitions, [tp(number)]);
                         let at = PartitionSnapshot {
@@ -437,6 +486,36 @@ mod tests {
             assert_eq!(snapshot.shards.len(), 1);
             assert!(snapshot.topics[0].partitions[0].standing.is_some());
             assert_eq!(snapshot.topics[0].partitions[1].standing, None);
+        });
+    }
+
+    #[test]
+    fn health_is_a_glance_at_each_shard_that_waits_for_no_picture() {
+        run(async {
+            let (link, mut commands) = mpsc::channel(4);
+            let source = ShardSource { link, pulse: Arc::default(), journal_bytes: 4_096 };
+            let (questions, inbox) = mpsc::channel(4);
+            tokio::spawn(gatherer(vec![source]).run(inbox));
+            let (reply, _picture) = oneshot::channel();
+            questions.send(Question::Picture(reply)).await.unwrap();
+            let Some(Command::Report { .. }) = commands.recv().await else { panic!("a picture first") };
+            let (reply, health) = oneshot::channel();
+            questions.send(Question::Health(reply)).await.unwrap();
+            let glance = loop {
+                match commands.recv().await {
+                    Some(Command::Glance { reply }) => break reply,
+                    // Of the picture, which goes on.
+                    Some(Command::Describe { .. }) => {}
+                    command => panic!("{command:?}"),
+                }
+            };
+            let snapshot = ShardSnapshot { disk_full: true, ..report(0).shard };
+            glance.send(snapshot).unwrap();
+            let health = health.await.unwrap();
+            let shard = ShardHealth { shard: 0, poisoned: false, read_only: false, disk_full: true };
+            assert_eq!(health, Health { shards: vec![shard], ..Health::default() });
+            let (hung, _commands) = hung();
+            assert_eq!(gatherer(vec![super::tests::shard(0), hung]).health().await.silent, [1]);
         });
     }
 

@@ -2,12 +2,14 @@
 //!
 //! Runs on the control thread. Everything is read from a [`state::Snapshot`] that is taken per request; nothing here
 //! can change the broker. Invariants: an answer comes within [`PATIENCE`], if need be "the broker does not answer";
-//! at most [`SNAPSHOTS_MAX`] pictures are being taken at once, whoever asks how often.
+//! at most [`SNAPSHOTS_MAX`] pictures are being taken at once, whoever asks how often; health costs each shard a glance,
+//! however many partitions there are.
 //!
 //! `GET /healthz` is 200 while the broker answers; `/readyz` is 200 while it serves and nothing is wrong; `/metrics`
 //! is OpenMetrics text; `/v1/broker`, `/v1/topics`, `/v1/topics/{name}` and `/v1/partitions` are JSON.
 
 pub mod gather;
+mod listen;
 mod metrics;
 pub mod state;
 
@@ -24,7 +26,8 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 
-use state::{BrokerInfo, PartitionInfo, Phase, Question, Snapshot, Sources, TopicInfo};
+use listen::{Bounded, Bounds};
+use state::{BrokerInfo, Health, PartitionInfo, Phase, Question, Snapshot, Sources, TopicInfo};
 
 /// How long a picture may take.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -40,7 +43,16 @@ pub async fn serve(
     sources: Sources,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(sources)).with_graceful_shutdown(stop).await
+    serve_within(listener, Bounds::default(), sources, stop).await
+}
+
+async fn serve_within(
+    listener: TcpListener,
+    bounds: Bounds,
+    sources: Sources,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(Bounded::new(listener, bounds), router(sources)).with_graceful_shutdown(stop).await
 }
 
 /// What answers which path.
@@ -70,11 +82,20 @@ struct Admin {
 }
 
 /// Why there is no picture.
-struct Silent;
+enum Silent {
+    /// There is nobody to ask yet.
+    Starting,
+    /// Nobody answers in time.
+    Hangs,
+}
 
 impl IntoResponse for Silent {
     fn into_response(self) -> Response {
-        refusal(StatusCode::SERVICE_UNAVAILABLE, "the broker does not answer")
+        let why = match self {
+            Self::Starting => "the broker is starting",
+            Self::Hangs => "the broker does not answer",
+        };
+        refusal(StatusCode::SERVICE_UNAVAILABLE, why)
     }
 }
 
@@ -87,22 +108,40 @@ impl Admin {
         self.ask(Question::Picture).await
     }
 
+    /// Not counted with the pictures: whoever takes many of these must not make the broker look dead.
+    async fn health(&self) -> Result<Health, Silent> {
+        self.ask_at_once(Question::Health).await
+    }
+
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, Silent> {
         let asked = async {
-            let _turn = self.taking.acquire().await.map_err(|_| Silent)?;
-            let (reply, answer) = oneshot::channel();
-            self.sources.questions.send(question(reply)).await.map_err(|_| Silent)?;
-            answer.await.map_err(|_| Silent)
+            let _turn = self.taking.acquire().await.map_err(|_| Silent::Hangs)?;
+            self.ask_at_once(question).await
         };
-        tokio::time::timeout(self.patience, asked).await.unwrap_or(Err(Silent))
+        tokio::time::timeout(self.patience, asked).await.unwrap_or(Err(Silent::Hangs))
+    }
+
+    async fn ask_at_once<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+    ) -> Result<T, Silent> {
+        if self.phase() == Phase::Starting {
+            return Err(Silent::Starting);
+        }
+        let asked = async {
+            let (reply, answer) = oneshot::channel();
+            self.sources.questions.send(question(reply)).await.map_err(|_| Silent::Hangs)?;
+            answer.await.map_err(|_| Silent::Hangs)
+        };
+        tokio::time::timeout(self.patience, asked).await.unwrap_or(Err(Silent::Hangs))
     }
 }
 
 /// What is wrong with the broker, in sentences.
-fn problems(snapshot: &Snapshot) -> Vec<String> {
-    let mut problems = snapshot.broker.problems.clone();
-    problems.extend(snapshot.silent.iter().map(|shard| format!("shard {shard} does not answer")));
-    for shard in &snapshot.shards {
+fn problems(health: &Health) -> Vec<String> {
+    let mut problems = health.problems.clone();
+    problems.extend(health.silent.iter().map(|shard| format!("shard {shard} does not answer")));
+    for shard in &health.shards {
         let number = shard.shard;
         if shard.poisoned {
             problems.push(format!("shard {number}: a write fault has stopped its log; look at the disk"));
@@ -118,19 +157,19 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
 }
 
 async fn health(State(admin): State<Admin>) -> Response {
-    match admin.snapshot().await {
-        Ok(snapshot) if snapshot.silent.is_empty() => "ok\n".into_response(),
-        Ok(snapshot) => (StatusCode::SERVICE_UNAVAILABLE, lines(&problems(&snapshot))).into_response(),
+    match admin.health().await {
+        Ok(health) if health.silent.is_empty() => "ok\n".into_response(),
+        Ok(health) => (StatusCode::SERVICE_UNAVAILABLE, lines(&problems(&health))).into_response(),
         // Before the first shard is up there is nobody to ask, and nothing is wrong.
-        Err(Silent) if admin.phase() == Phase::Starting => "ok\n".into_response(),
+        Err(Silent::Starting) => "ok\n".into_response(),
         Err(silent) => silent.into_response(),
     }
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {
     let waiting = match admin.phase() {
-        Phase::Ready => match admin.snapshot().await {
-            Ok(snapshot) => problems(&snapshot),
+        Phase::Ready => match admin.health().await {
+            Ok(health) => problems(&health),
             Err(silent) => return silent.into_response(),
         },
         Phase::Starting => vec!["the broker is starting".to_owned()],
@@ -161,7 +200,7 @@ struct BrokerBody {
 async fn broker(State(admin): State<Admin>) -> Result<Response, Silent> {
     let phase = admin.phase();
     let snapshot = admin.snapshot().await?;
-    let broker = BrokerInfo { problems: problems(&snapshot), ..snapshot.broker };
+    let broker = BrokerInfo { problems: problems(&snapshot.health()), ..snapshot.broker };
     Ok(Json(BrokerBody { broker, phase }).into_response())
 }
 

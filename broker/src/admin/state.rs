@@ -26,6 +26,8 @@ pub enum Phase {
 pub enum Question {
     /// A picture of everything.
     Picture(oneshot::Sender<Snapshot>),
+    /// Whether the broker is well: a glance at each shard.
+    Health(oneshot::Sender<Health>),
     /// The settings in force of one topic; none if there is no such topic.
     Settings {
         /// The topic's name.
@@ -55,6 +57,49 @@ pub struct Snapshot {
     pub silent: Vec<u16>,
     /// Topics, in the order of their names.
     pub topics: Vec<TopicInfo>,
+}
+
+/// How the broker is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Shards that answered.
+    pub shards: Vec<ShardHealth>,
+    /// Shards that did not.
+    pub silent: Vec<u16>,
+    /// What else is wrong, in sentences.
+    pub problems: Vec<String>,
+}
+
+/// How one shard is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each may be wrong without the others")]
+pub struct ShardHealth {
+    /// Its number.
+    pub shard: u16,
+    /// A write fault has stopped the log.
+    pub poisoned: bool,
+    /// The journal was found corrupt; nothing is appended.
+    pub read_only: bool,
+    /// The disk, or its budget, is full.
+    pub disk_full: bool,
+}
+
+impl Snapshot {
+    /// The same at a glance.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let shard = |shard: &ShardNumbers| ShardHealth {
+            shard: shard.shard,
+            poisoned: shard.poisoned,
+            read_only: shard.read_only,
+            disk_full: shard.disk_full,
+        };
+        Health {
+            shards: self.shards.iter().map(shard).collect(),
+            silent: self.silent.clone(),
+            problems: self.broker.problems.clone(),
+        }
+    }
 }
 
 /// What the broker is. The JSON of `/v1/broker`.

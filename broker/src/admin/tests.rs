@@ -47,6 +47,7 @@ async fn served(snapshot: Option<Snapshot>) -> Served {
         while let Some(question) = inbox.recv().await {
             match (&snapshot, question) {
                 (Some(snapshot), Question::Picture(reply)) => drop(reply.send(snapshot.clone())),
+                (Some(snapshot), Question::Health(reply)) => drop(reply.send(snapshot.health())),
                 (Some(_), Question::Settings { topic, reply }) => {
                     assert_eq!(topic, "orders");
                     drop(reply.send(Some(vec![setting()])));
@@ -343,5 +344,57 @@ fn serving_ends_when_it_is_told_to() {
         let served = tokio::spawn(served);
         stop.send(()).unwrap();
         served.await.unwrap().unwrap();
+    });
+}
+
+/// A server with these bounds, whose broker is starting.
+async fn bounded(bounds: Bounds) -> (SocketAddr, oneshot::Sender<()>) {
+    let (questions, _inbox) = mpsc::channel(1);
+    let (_phase, phase) = watch::channel(Phase::Starting);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let sources = Sources { questions, phase };
+    tokio::spawn(serve_within(listener, bounds, sources, async move { drop(stopped.await) }));
+    (address, stop)
+}
+
+const LONG: Duration = Duration::from_hours(1);
+
+#[test]
+fn who_says_nothing_or_too_slowly_is_closed() {
+    run(async {
+        let short = Duration::from_millis(50);
+        let bounds = Bounds { silence_max: short, life_max: LONG, ..Bounds::default() };
+        let (address, _stop) = bounded(bounds).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let end = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut Vec::new())).await;
+        assert!(end.is_ok(), "a silent connection stays open");
+
+        let bounds = Bounds { silence_max: LONG, life_max: short, ..Bounds::default() };
+        let (address, _stop) = bounded(bounds).await;
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /healthz HTTP/1.1\r\nx: ").await.unwrap();
+        let end = tokio::time::timeout(Duration::from_mins(1), slow.read_to_end(&mut Vec::new())).await;
+        assert!(end.is_ok(), "a header that never ends is waited for");
+    });
+}
+
+#[test]
+fn more_connections_than_there_are_places_wait() {
+    run(async {
+        let bounds = Bounds { connections_max: 1, silence_max: LONG, life_max: LONG };
+        let (address, _stop) = bounded(bounds).await;
+        let served = Served { address, phase: watch::channel(Phase::Starting).0 };
+        let mut first = TcpStream::connect(address).await.unwrap();
+        first.write_all(b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        // It is answered, so it has the place.
+        assert!(first.read(&mut [0; 1_024]).await.unwrap() > 0);
+        let second = served.get("/healthz");
+        tokio::pin!(second);
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut second).await;
+        assert!(early.is_err(), "two connections in one place");
+        drop(first);
+        assert_eq!(second.await.status, 200);
     });
 }

@@ -2,9 +2,9 @@
 //!
 //! Called by whoever reads a frame (input) or queues an answer (output). A charge lives as long as the memory it
 //! stands for, wherever that goes, also on another core; dropping it gives the bytes back. Invariant: what is charged
-//! exceeds the pool only by one overdraft and by what was forced. This file refuses to know what the bytes are.
+//! exceeds the pool only by one overdraft and by what was settled beyond what was taken: headers and refusals. This file refuses to know what the bytes are.
 //!
-//! Frames grow as their bytes arrive, so many may hold a part and wait for the rest. So that they cannot wait for each
+//! A frame has one charge, from its header to its payload, and grows as its bytes arrive, so many may hold a part and wait for the rest. So that they cannot wait for each
 //! other for ever, the first in the queue may overdraw if it already holds something and nobody else overdraws: it will
 //! get its frame whole, hand it on and give everything back.
 
@@ -87,9 +87,11 @@ impl Pool {
     }
 
     /// Charges bytes that exist already, whatever the pool says.
+    #[cfg(test)]
     pub(super) fn force(&self, bytes: u64) -> Charge {
-        self.0.used.fetch_add(bytes, Ordering::AcqRel);
-        Charge { pool: self.clone(), bytes, overdraft: false }
+        let mut charge = self.empty_charge();
+        charge.settle(bytes);
+        charge
     }
 
     fn try_take(&self, bytes: u64) -> bool {
@@ -129,6 +131,16 @@ impl Charge {
     /// Takes more from the pool; waits in turn while there is not enough.
     pub(super) fn grow(&mut self, bytes: u64) -> Grow<'_> {
         Grow { charge: self, bytes, ticket: None }
+    }
+
+    /// Makes the charge what there is in the end, whatever the pool says: gives back what is too much.
+    pub(super) fn settle(&mut self, bytes: u64) {
+        if bytes < self.bytes {
+            self.pool.give_back(self.bytes - bytes, false);
+        } else {
+            self.pool.0.used.fetch_add(bytes - self.bytes, Ordering::AcqRel);
+        }
+        self.bytes = bytes;
     }
 
     /// Takes more without waiting, if nobody waits and there is enough.
@@ -335,6 +347,24 @@ mod tests {
         assert!(!poll(&mut grow, &woken));
         drop(grow);
         assert!(!pool.contended(), "who stops waiting leaves the queue");
+    }
+
+    #[test]
+    fn what_was_taken_for_more_than_came_is_given_back() {
+        let pool = Pool::new(100);
+        let woken = Arc::<Count>::default();
+        let mut charge = pool.empty_charge();
+        assert!(charge.try_grow(100));
+        let mut next = pool.empty_charge();
+        let mut grow = next.grow(30);
+        assert!(!poll(&mut grow, &woken));
+        charge.settle(70);
+        assert_eq!((woken.0.load(Ordering::SeqCst), charge.bytes()), (1, 70));
+        assert!(poll(&mut grow, &woken));
+        charge.settle(80);
+        assert_eq!(pool.used(), 110, "what is there counts");
+        drop((grow, charge));
+        assert_eq!(pool.used(), 30);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the network hands are told at start, and every bound they keep.
 //!
-//! Memory of one shard at its worst: `input_bytes_max` and one frame more, `output_bytes_max` and what fetches under way
-//! bring beyond their share, and per connection about 2 KiB plus at most [`READ_AHEAD_BYTES`] of an incomplete frame.
+//! Memory of one shard at its worst: `input_bytes_max` and one frame more, `output_bytes_max` and one answer more (and
+//! the headers of those on their way), and per connection about 2 KiB plus at most [`READ_AHEAD_BYTES`] of an incomplete frame.
 
 use corelog_core::limits;
 use corelog_wire::frame::{Caps, Kind};
@@ -30,9 +30,6 @@ pub(super) const WINDOW_BYTES_MIN: u32 = 64 << 10;
 pub(super) const WINDOW_BYTES_MAX: u32 = 4 << 20;
 /// Windows that a connection's fetches under way and answers not taken may fill.
 pub(super) const WINDOWS_MAX: u64 = 4;
-/// Fetches that may bring no more than the least are expected to wait at the end of a log, and hardly ever all return
-/// at once: they reserve one in this many of their bytes, so that many thousands can wait.
-pub(super) const WAITING_SHARE: u64 = 8;
 /// An answer that left within this time left quickly; one that took four times as long did not. After this time what
 /// has not left is copied, so that a slow reader does not pin the buffers of the tail.
 pub(super) const WINDOW_QUICK: Duration = Duration::from_millis(500);
@@ -48,6 +45,8 @@ pub(super) const LINGER_BYTES_MAX: usize = 1 << 20;
 pub(super) const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(10);
 /// See [`ACCEPT_PAUSE_MIN`].
 pub(super) const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Most bytes of an answer's header: what clients take. Listings of more are refused.
+pub(super) const ANSWER_HEADER_BYTES_MAX: u64 = 4 << 20;
 /// What a throttled client is asked to wait.
 pub(super) const THROTTLE_MS: u32 = 100;
 /// A request is answered at the latest this long after its own deadline, whoever failed to.
@@ -66,9 +65,12 @@ pub struct NetConfig {
     pub broker: BrokerId,
     /// Connections of one shard; more are closed as they come.
     pub connections_max: usize,
-    /// Requests of one connection that wait for their answer; more are not read.
+    /// Requests of one connection that wait for their answer, without parked fetches; more are not read.
     pub in_flight_max: u32,
-    /// Bytes of these requests.
+    /// Fetches of one connection that wait at the end of a log; with so many nothing more is read. A client has one for
+    /// each of its consumers, all on one connection.
+    pub parked_max: u32,
+    /// Bytes of the requests that are under way.
     pub connection_input_bytes_max: u64,
     /// Bytes of answers that one connection has not taken yet, and of fetches that it waits for.
     pub connection_output_bytes_max: u64,
@@ -82,7 +84,7 @@ pub struct NetConfig {
     pub forwarded_max: usize,
     /// From the connection's start to the end of its Hello.
     pub hello_deadline: Duration,
-    /// From the first byte of a frame to its last.
+    /// From the first byte of a frame to its last. As long again for every time that it waits for memory.
     pub frame_deadline: Duration,
     /// A connection that takes nothing of its answers for this long is closed.
     pub write_stall_max: Duration,
@@ -107,6 +109,7 @@ impl NetConfig {
             broker,
             connections_max: 16_384,
             in_flight_max: 128,
+            parked_max: 1_024,
             connection_input_bytes_max: 32 << 20,
             connection_output_bytes_max: 32 << 20,
             input_bytes_max: 128 << 20,

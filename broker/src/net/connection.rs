@@ -24,8 +24,10 @@ pub(super) enum Reading {
     Nothing,
     /// Some of a frame came; more is awaited.
     Frame { since: Instant },
-    /// Not reading: waits for memory, or until earlier requests are answered.
+    /// Not reading until earlier requests are answered.
     Held,
+    /// Not reading in the middle of a frame, of which so many bytes are missing: waits for memory.
+    Starved { since: Instant, missing: usize },
     /// Drops what comes after a refusal that ends the connection.
     Lingering { since: Instant },
 }
@@ -53,7 +55,9 @@ pub(super) struct Connection {
     /// Requests that wait for their answer, and their bytes.
     pub(super) in_flight: Cell<u32>,
     pub(super) in_flight_bytes: Cell<u64>,
-    /// Bytes that fetches under way may bring.
+    /// Those of them that wait at the end of a log: they hold up nothing and are counted apart.
+    pub(super) parked: Cell<u32>,
+    /// Bytes that answers under way may bring, without those that wait at the end of a log.
     pub(super) promised_bytes: Cell<u64>,
     /// Most bytes that the next fetch may bring.
     pub(super) window_bytes: Cell<u32>,
@@ -77,6 +81,7 @@ impl Connection {
             received_at: Cell::new(now),
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
+            parked: Cell::new(0),
             promised_bytes: Cell::new(0),
             window_bytes: Cell::new(WINDOW_BYTES_MIN),
             output: RefCell::new(Output::new(now)),
@@ -116,7 +121,8 @@ impl Connection {
     /// Whether another request may be read: requests and answers under way are within their limits.
     pub(super) fn may_read(&self, config: &NetConfig) -> bool {
         let windows = WINDOWS_MAX * u64::from(self.window_bytes.get());
-        self.in_flight.get() < config.in_flight_max
+        self.in_flight.get() - self.parked.get() < config.in_flight_max
+            && self.parked.get() < config.parked_max
             && self.in_flight_bytes.get() < config.connection_input_bytes_max
             && self.output.borrow().bytes() + self.promised_bytes.get()
                 < windows.min(config.connection_output_bytes_max)
@@ -165,6 +171,13 @@ impl Connection {
                         || longer(since.max(self.received_at.get()), config.pressure_stall_max)) =>
             {
                 return Some(Cause::Pressure);
+            }
+            Reading::Starved { since, .. } if longer(since, config.frame_deadline) => {
+                return Some(Cause::Pressure);
+            }
+            // Only who holds a part is looked at: the pool bounds how many these are.
+            Reading::Starved { missing, .. } if self.held_bytes.get() > 0 && self.socket.is_cut(missing) => {
+                return Some(Cause::Broken);
             }
             Reading::Lingering { since } if longer(since, config.linger) => return Some(Cause::Refused),
             _ => {}

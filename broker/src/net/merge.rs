@@ -57,6 +57,19 @@ pub(super) fn route<R>(rows: Vec<R>, place: impl Fn(&R) -> Place) -> Route<R> {
     Route::Many(split)
 }
 
+impl<R> Route<R> {
+    /// The same, with one part if all go to one shard.
+    pub(super) fn into_split(self) -> Split<R> {
+        match self {
+            Self::One(shard, rows) => {
+                let places = (0..rows.len()).collect();
+                Split { parts: vec![Part { shard, rows, places }], refused: Vec::new() }
+            }
+            Self::Many(split) => split,
+        }
+    }
+}
+
 impl<R> Split<R> {
     fn add(&mut self, shard: ShardId, place: usize, row: R) {
         let found = self.parts.binary_search_by_key(&shard, |part| part.shard);
@@ -92,6 +105,11 @@ impl<A: AnswerRow> Rows<A> {
         Self { rows: std::iter::repeat_with(|| None).take(count).collect() }
     }
 
+    /// How many rows there are.
+    pub(super) fn count(&self) -> usize {
+        self.rows.len()
+    }
+
     /// Sets one row.
     pub(super) fn set(&mut self, place: usize, row: A) {
         self.rows[place] = Some(row);
@@ -117,7 +135,22 @@ impl<A: AnswerRow> Rows<A> {
     }
 }
 
-/// What a fetch across shards does next.
+impl Rows<FetchReadyRow> {
+    /// Bytes of the batches known so far.
+    pub(super) fn payload_bytes(&self) -> u64 {
+        let slices = self.rows.iter().flatten().flat_map(|row| &row.slices);
+        slices.map(|slice| slice.len() as u64).sum()
+    }
+
+    /// Lets go of the batches; what the rows say beside them stays.
+    pub(super) fn drop_payload(&mut self) {
+        for row in self.rows.iter_mut().flatten() {
+            row.slices = Vec::new();
+        }
+    }
+}
+
+/// What a fetch does next.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum FetchStep {
     /// Wait for more parts.
@@ -128,12 +161,13 @@ pub(super) enum FetchStep {
     Answer,
 }
 
-/// How far a fetch across shards has come.
+/// How far a fetch has come.
 ///
-/// First every shard is asked for what it has now: whoever answered only when there is something would be cut off by
-/// the one that always has, again and again. Only if there is nothing anywhere all are asked to wait, and the first
-/// that has something (records or an error) ends it. So a fetch across shards answers with the first record; its
-/// `min_bytes` counts as one.
+/// First every shard is asked for what it has now. Only if there is nothing anywhere all are asked to wait, and the
+/// first that has something (records or an error) ends it. Two reasons: of several shards, one that answered only when
+/// there is something would be cut off by the one that always has, again and again; and what waits for records that
+/// nobody may ever write is known to wait, and holds no memory for its answer. A fetch across shards answers with the
+/// first record; its `min_bytes` counts as one.
 #[derive(Debug)]
 pub(super) struct FetchRound {
     parts: usize,

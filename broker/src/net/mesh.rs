@@ -158,7 +158,10 @@ pub(super) enum Ask {
 /// A fetch for one shard.
 #[derive(Clone, Debug)]
 pub(super) struct FetchAsk {
+    /// How long it may wait for records.
     pub(super) wait_max: Duration,
+    /// How long the asker waits for the answer, however long reading takes.
+    pub(super) patience: Duration,
     pub(super) bytes_min: u32,
     pub(super) bytes_max: u32,
     pub(super) rows: Vec<FetchRow>,
@@ -171,7 +174,7 @@ impl Ask {
             Self::Produce { acks, deadline, rows } => {
                 Input::Produce(Produce { request, acks, deadline, rows })
             }
-            Self::Fetch(FetchAsk { wait_max, bytes_min, bytes_max, rows }) => {
+            Self::Fetch(FetchAsk { wait_max, patience: _, bytes_min, bytes_max, rows }) => {
                 Input::Fetch(Fetch { request, wait_max, bytes_min, bytes_max, rows })
             }
             Self::ListOffsets(rows) => Input::ListOffsets { request, rows },
@@ -183,7 +186,7 @@ impl Ask {
     pub(super) fn wait_max(&self) -> Option<Duration> {
         match self {
             Self::Produce { deadline, .. } => Some(*deadline),
-            Self::Fetch(fetch) => Some(fetch.wait_max),
+            Self::Fetch(fetch) => Some(fetch.patience),
             Self::ListOffsets(_) | Self::DeleteRecords(_) => None,
         }
     }

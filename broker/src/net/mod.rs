@@ -36,7 +36,9 @@ pub use self::config::NetConfig;
 pub use self::listen::{ListenFault, Port, ShardListener};
 pub use self::mesh::{Endpoint, mesh};
 pub use self::metrics::{Cause, NetSnapshot};
-pub use self::seam::{ControlRequest, FetchReady, FetchReadyRow, Inbox, PayloadSlice, Place, View};
+pub use self::seam::{
+    ControlRequest, FetchReady, FetchReadyRow, Inbox, PayloadSlice, Place, View, listing_bytes,
+};
 
 use self::budget::Pool;
 use self::config::{DETACH_BYTES_MAX, READ_AHEAD_BYTES, SMALL_FRAME_BYTES, SMALL_FRAMES_SHARE};

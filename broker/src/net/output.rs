@@ -30,8 +30,22 @@ pub(super) struct OutFrame {
 }
 
 impl OutFrame {
-    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        [&self.prelude[..], &self.header].into_iter().chain(self.payload.iter().map(AsRef::as_ref))
+    /// Prelude, header, and the payload's slices. `None` behind the last.
+    fn piece(&self, index: usize) -> Option<&[u8]> {
+        match index {
+            0 => Some(&self.prelude),
+            1 => Some(&self.header),
+            _ => self.payload.get(index - 2).map(AsRef::as_ref),
+        }
+    }
+
+    /// Length of a piece, without looking at it.
+    fn piece_bytes(&self, index: usize) -> Option<usize> {
+        match index {
+            0 => Some(PRELUDE_BYTES),
+            1 => Some(self.header.len()),
+            _ => self.payload.get(index - 2).map(PayloadSlice::len),
+        }
     }
 
     /// Length of the payload.
@@ -40,7 +54,7 @@ impl OutFrame {
     }
 
     fn bytes(&self) -> usize {
-        self.pieces().map(<[u8]>::len).sum()
+        PRELUDE_BYTES + self.header.len() + self.payload_bytes()
     }
 }
 
@@ -48,8 +62,10 @@ impl OutFrame {
 #[derive(Debug)]
 pub(super) struct Output {
     frames: VecDeque<OutFrame>,
-    /// Bytes of the first frame that are sent.
-    sent: usize,
+    /// The first frame's piece of which some is not sent, and how many of its bytes are: so that a frame of many
+    /// pieces, which takes many calls, is walked once.
+    piece: usize,
+    piece_sent: usize,
     /// Bytes of all frames, those that are sent included until their frame is.
     bytes: u64,
     /// When bytes last left, or when the queue began to fill.
@@ -58,7 +74,7 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(now: Instant) -> Self {
-        Self { frames: VecDeque::new(), sent: 0, bytes: 0, progress: now }
+        Self { frames: VecDeque::new(), piece: 0, piece_sent: 0, bytes: 0, progress: now }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -85,7 +101,7 @@ impl Output {
     /// Drops everything.
     pub(super) fn clear(&mut self) {
         self.frames = VecDeque::new();
-        (self.sent, self.bytes) = (0, 0);
+        (self.piece, self.piece_sent, self.bytes) = (0, 0, 0);
     }
 
     /// Gives the frames payloads of their own, until about so many bytes are copied; how many were. A slice of a few
@@ -93,9 +109,14 @@ impl Output {
     /// count.
     pub(super) fn detach(&mut self, bytes_max: usize) -> usize {
         let mut copied = 0;
-        for frame in self.frames.iter_mut().filter(|frame| !frame.detached) {
+        let (mut piece, mut piece_sent) = (self.piece, self.piece_sent);
+        for (place, frame) in self.frames.iter_mut().enumerate().filter(|(_, frame)| !frame.detached) {
             if copied >= bytes_max {
                 break;
+            }
+            if place == 0 && piece > 2 {
+                piece_sent += frame.payload[..piece - 2].iter().map(PayloadSlice::len).sum::<usize>();
+                piece = 2;
             }
             let mut payload = Vec::with_capacity(frame.payload_bytes());
             for slice in &frame.payload {
@@ -105,45 +126,51 @@ impl Output {
             frame.payload = vec![PayloadSlice::owned(payload.into())];
             frame.detached = true;
         }
+        (self.piece, self.piece_sent) = (piece, piece_sent);
         copied
     }
 
     /// The next bytes to send, without a copy.
     pub(super) fn gather<'a>(&'a self, slices: &mut Vec<IoSlice<'a>>) {
-        let mut skip = self.sent;
+        let (mut piece, mut skip) = (self.piece, self.piece_sent);
         let mut bytes = 0;
-        for piece in self.frames.iter().flat_map(OutFrame::pieces) {
-            if slices.len() == SEND_SLICES_MAX || bytes >= SEND_BYTES_MAX {
-                return;
+        for frame in &self.frames {
+            while let Some(rest) = frame.piece(piece) {
+                if slices.len() == SEND_SLICES_MAX || bytes >= SEND_BYTES_MAX {
+                    return;
+                }
+                let rest = &rest[skip..];
+                let rest = &rest[..rest.len().min(SEND_BYTES_MAX - bytes)];
+                if !rest.is_empty() {
+                    bytes += rest.len();
+                    slices.push(IoSlice::new(rest));
+                }
+                (piece, skip) = (piece + 1, 0);
             }
-            if skip >= piece.len() {
-                skip -= piece.len();
-                continue;
-            }
-            let rest = &piece[skip..];
-            skip = 0;
-            let rest = &rest[..rest.len().min(SEND_BYTES_MAX - bytes)];
-            bytes += rest.len();
-            slices.push(IoSlice::new(rest));
+            piece = 0;
         }
     }
 
     /// So many bytes were sent; `done` gets every frame that is complete with that.
-    pub(super) fn advance(&mut self, sent: usize, now: Instant, mut done: impl FnMut(OutFrame)) {
+    pub(super) fn advance(&mut self, mut sent: usize, now: Instant, mut done: impl FnMut(OutFrame)) {
         self.progress = now;
-        self.sent += sent;
         while let Some(first) = self.frames.front() {
-            let bytes = first.bytes();
-            if self.sent < bytes {
-                return;
+            while let Some(bytes) = first.piece_bytes(self.piece) {
+                let rest = bytes - self.piece_sent;
+                if sent < rest {
+                    self.piece_sent += sent;
+                    return;
+                }
+                sent -= rest;
+                (self.piece, self.piece_sent) = (self.piece + 1, 0);
             }
-            self.sent -= bytes;
-            self.bytes -= bytes as u64;
+            self.bytes -= first.bytes() as u64;
+            self.piece = 0;
             if let Some(frame) = self.frames.pop_front() {
                 done(frame);
             }
         }
-        assert!(self.sent == 0, "no more is sent than was queued");
+        assert!(sent == 0, "no more is sent than was queued");
     }
 }
 
@@ -222,5 +249,34 @@ mod tests {
         let mut slices = Vec::new();
         output.gather(&mut slices);
         assert_eq!(slices.len(), SEND_SLICES_MAX);
+    }
+
+    /// Counts how often its bytes are looked at.
+    struct Watched(std::cell::Cell<usize>);
+
+    impl AsRef<[u8]> for Watched {
+        fn as_ref(&self) -> &[u8] {
+            self.0.set(self.0.get() + 1);
+            &[7; 8]
+        }
+    }
+
+    #[test]
+    fn a_frame_of_many_pieces_is_walked_once() {
+        let (pool, pieces) = (Pool::new(100), 64 * SEND_SLICES_MAX);
+        let watched = Rc::new(Watched(std::cell::Cell::new(0)));
+        let owner: Rc<dyn AsRef<[u8]>> = Rc::<Watched>::clone(&watched);
+        let payload = (0..pieces).map(|_| PayloadSlice::new(Rc::clone(&owner), 0, 8)).collect();
+        let mut output = Output::new(Instant::now());
+        output.push(OutFrame { payload, ..frame(&pool, 0, &[]) });
+        watched.0.set(0);
+        while !output.is_empty() {
+            let mut slices = Vec::new();
+            output.gather(&mut slices);
+            let bytes = slices.iter().map(|slice| slice.len()).sum();
+            output.advance(bytes, Instant::now(), drop);
+        }
+        // Each call looks at one piece more than it sends.
+        assert!(watched.0.get() <= pieces + pieces / SEND_SLICES_MAX + 1, "{} looks", watched.0.get());
     }
 }

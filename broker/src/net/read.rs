@@ -6,7 +6,9 @@
 //! payload is received in place.
 
 use super::budget::Charge;
-use super::config::{FREE_HEADER_BYTES, IDLE_BUFFER_BYTES, PAYLOAD_STEP_BYTES, READ_AHEAD_BYTES};
+use super::config::{
+    FREE_HEADER_BYTES, IDLE_BUFFER_BYTES, PAYLOAD_STEP_BYTES, READ_AHEAD_BYTES, REQUEST_OVERHEAD_BYTES,
+};
 use super::connection::{Connection, Reading};
 use super::metrics::Cause;
 use super::{Inner, connection::End};
@@ -97,7 +99,8 @@ impl FrameReader {
             let after = self.available() + READ_AHEAD_BYTES;
             let charged = usize::try_from(charge.bytes()).unwrap_or(usize::MAX);
             if count > FREE_HEADER_BYTES && charged < after.min(count) {
-                take(net, connection, charge, after.min(count) - charged).await?;
+                let missing = count - self.available();
+                take(net, connection, charge, after.min(count) - charged, missing).await?;
             }
             if self.fill(net, connection).await? == 0 {
                 return Err(Stop(End::Closed(Cause::Broken)));
@@ -115,11 +118,15 @@ impl FrameReader {
         count: usize,
         charge: &mut Charge,
     ) -> Result<Vec<u8>, Stop> {
+        let missing = |payload: &Vec<u8>, reader: &Self| {
+            count.saturating_sub(payload.len()).saturating_sub(reader.available())
+        };
         let mut payload = Vec::new();
+        take(net, connection, charge, REQUEST_OVERHEAD_BYTES, missing(&payload, self)).await?;
         while payload.len() < count {
             if payload.len() == payload.capacity() {
                 let step = PAYLOAD_STEP_BYTES.max(3 * payload.len()).min(count - payload.len());
-                take(net, connection, charge, step).await?;
+                take(net, connection, charge, step, missing(&payload, self)).await?;
                 payload.reserve_exact(step);
             }
             let room = (payload.capacity() - payload.len()).min(count - payload.len());
@@ -226,16 +233,18 @@ impl Inner {
     }
 }
 
-/// Charges bytes of a frame; while it waits for them the frame's clock stands still.
-pub(super) async fn take(
+/// Charges bytes of a frame of which so many are still `missing`; while it waits for them the frame's clock stands
+/// still and another one runs.
+async fn take(
     net: &Inner,
     connection: &Connection,
     charge: &mut Charge,
     bytes: usize,
+    missing: usize,
 ) -> Result<(), Stop> {
     let bytes = bytes as u64;
     if !charge.try_grow(bytes) {
-        connection.reading.set(Reading::Held);
+        connection.reading.set(Reading::Starved { since: net.now(), missing });
         or(charge.grow(bytes), connection.wait_until(|_| false)).await;
         if connection.ended().is_some() {
             return Err(stopped(connection));

@@ -4,7 +4,7 @@
 //! Invariants: a request is answered at most once; an answer for somebody who is gone is dropped, and what it held with
 //! it. This file refuses to know how answers are found.
 
-use super::budget::Charge;
+use super::budget::{Charge, Pool};
 use super::config::THROTTLE_MS;
 use super::connection::Connection;
 use super::gather::Gather;
@@ -32,8 +32,10 @@ pub(super) struct Ticket {
     promised_bytes: u64,
     /// Of the header.
     _charge: Charge,
-    /// For the answer, until it is there and is charged itself.
+    /// For the answer.
     reserved: Option<Charge>,
+    /// Whether it waits at the end of a log.
+    parked: bool,
 }
 
 impl Ticket {
@@ -58,26 +60,70 @@ impl Ticket {
             promised_bytes: 0,
             _charge: charge,
             reserved: None,
+            parked: false,
         }
     }
 
     /// The answer may bring so many bytes, for which there is this charge.
-    pub(super) fn promise(&mut self, bytes: u32, reserved: Charge) {
+    pub(super) fn promise(&mut self, bytes: u64, reserved: Charge) {
+        self.set_parked(false);
         self.reserved = Some(reserved);
-        self.promised_bytes += u64::from(bytes);
+        self.promised_bytes += bytes;
         let promised = &self.connection.promised_bytes;
-        promised.set(promised.get() + u64::from(bytes));
+        promised.set(promised.get() + bytes);
+    }
+
+    /// Nobody knows when there will be an answer: until then it holds nothing up.
+    pub(super) fn park(&mut self) {
+        drop(self.take_promise());
+        self.set_parked(true);
+        self.connection.changed.notify();
+    }
+
+    /// Whether what is reserved suffices for an answer of so many bytes, or can be made to without waiting.
+    pub(super) fn covers(&mut self, pool: &Pool, bytes: u64) -> bool {
+        let charge = self.reserved.get_or_insert_with(|| pool.empty_charge());
+        let more = bytes.saturating_sub(charge.bytes());
+        more == 0 || charge.try_grow(more)
+    }
+
+    /// Takes back what was promised, with its charge.
+    pub(super) fn take_promise(&mut self) -> Option<Charge> {
+        let promised = &self.connection.promised_bytes;
+        promised.set(promised.get() - std::mem::take(&mut self.promised_bytes));
+        self.reserved.take()
+    }
+
+    fn set_parked(&mut self, parks: bool) {
+        let parked = &self.connection.parked;
+        match (self.parked, parks) {
+            (false, true) => parked.set(parked.get() + 1),
+            (true, false) => parked.set(parked.get() - 1),
+            _ => {}
+        }
+        self.parked = parks;
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let Connection { in_flight, in_flight_bytes, promised_bytes, .. } = &*self.connection;
+        drop(self.take_promise());
+        self.set_parked(false);
+        let Connection { in_flight, in_flight_bytes, .. } = &*self.connection;
         in_flight.set(in_flight.get() - 1);
         in_flight_bytes.set(in_flight_bytes.get() - self.bytes);
-        promised_bytes.set(promised_bytes.get() - self.promised_bytes);
         self.connection.changed.notify();
     }
+}
+
+/// What an answer answers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addressee {
+    /// The kind's number, known or not.
+    pub(super) kind: u16,
+    pub(super) correlation: CorrelationId,
+    /// The kind and when the request had been read, if it is to be measured.
+    pub(super) request: Option<(Kind, Instant)>,
 }
 
 /// A request under way.
@@ -161,29 +207,31 @@ impl Inner {
     }
 
     /// Answers a connection.
-    #[expect(clippy::needless_pass_by_value, reason = "a ticket is used up by its answer")]
-    pub(super) fn answer(self: &Rc<Self>, ticket: Ticket, reply: Reply) {
-        let (header, payload) = encode(reply);
-        let request = Some((ticket.kind, ticket.arrived));
-        let kind = ticket.kind.as_u16();
-        self.send(&ticket.connection, kind, ticket.correlation, request, header, payload);
+    pub(super) fn answer(self: &Rc<Self>, mut ticket: Ticket, reply: Reply) {
+        let content = encode(reply);
+        let to = Addressee {
+            kind: ticket.kind.as_u16(),
+            correlation: ticket.correlation,
+            request: Some((ticket.kind, ticket.arrived)),
+        };
+        let charge = ticket.take_promise().unwrap_or_else(|| self.output.empty_charge());
+        self.send(&ticket.connection, to, content, charge);
     }
 
-    /// Queues an answer's frame.
+    /// Queues an answer's frame. What it takes beyond its charge is taken whatever the pool says.
     pub(super) fn send(
         self: &Rc<Self>,
         connection: &Rc<Connection>,
-        kind: u16,
-        correlation: CorrelationId,
-        request: Option<(Kind, Instant)>,
-        header: Vec<u8>,
-        payload: Vec<PayloadSlice>,
+        to: Addressee,
+        (header, payload): (Vec<u8>, Vec<PayloadSlice>),
+        mut charge: Charge,
     ) {
+        let Addressee { kind, correlation, request } = to;
         let payload_bytes: usize = payload.iter().map(PayloadSlice::len).sum();
         // Bounded by what a fetch may ask for and by the largest batch.
         let payload_bytes_u32 = u32::try_from(payload_bytes).unwrap_or(u32::MAX);
         let prelude = Prelude::answer(kind, correlation, &header, payload_bytes_u32).encode();
-        let charge = self.output.force((PRELUDE_BYTES + header.len() + payload_bytes) as u64);
+        charge.settle((PRELUDE_BYTES + header.len() + payload_bytes) as u64);
         let detached = payload.is_empty();
         let frame =
             OutFrame { prelude, header, payload, detached, request, queued: Instant::now(), _charge: charge };

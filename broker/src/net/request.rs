@@ -6,10 +6,10 @@
 
 use super::Inner;
 use super::budget::Charge;
-use super::config::{DEADLINE_GRACE, THROTTLE_MS, WAITING_SHARE, WINDOW_BYTES_MIN};
+use super::config::{ANSWER_HEADER_BYTES_MAX, DEADLINE_GRACE, THROTTLE_MS};
 use super::connection::Connection;
 use super::gather::{FetchGather, Gathered, begin};
-use super::merge::{FetchRound, Route, Split, route};
+use super::merge::{FetchRound, Part, Route, Split, route};
 use super::mesh::{Ask, FetchAsk, Reply, ToShard};
 use super::read::Stop;
 use super::reply::{Asked, Owner, Ticket, Waiting, last_moment, refusal};
@@ -71,9 +71,9 @@ impl Inner {
             Request::Produce(produce) => self.produce(produce, payload, || ticket(envelope)).await,
             Request::Fetch(fetch) => {
                 let bytes_max = fetch.max_bytes.min(connection.window_bytes.get());
-                let reserved = self.room_for_answer(connection, reserved_bytes(bytes_max)).await?;
+                let reserved = self.room_for_answer(connection, bytes_max.into()).await?;
                 let mut ticket = ticket(envelope);
-                ticket.promise(bytes_max, reserved);
+                ticket.promise(bytes_max.into(), reserved);
                 self.fetch(fetch, bytes_max, ticket);
             }
             Request::ListOffsets(list) => self.list_offsets(list.rows, ticket(envelope)),
@@ -84,14 +84,27 @@ impl Inner {
             | Request::AlterTopic(_)
             | Request::DescribeTopic(_)
             | Request::InitProducerId(_)) => {
-                // What these bring is small and not known; they wait for room and take none.
-                drop(self.room_for_answer(connection, 0).await?);
-                self.control(request, ticket(envelope));
+                // Without a listing what these bring is small; they wait for room and take none.
+                let bytes = self.listing_bytes(&request);
+                let reserved = self.room_for_answer(connection, bytes).await?;
+                let mut ticket = ticket(envelope);
+                ticket.promise(bytes, reserved);
+                self.control(request, ticket);
             }
             // Answered by `serve` before it comes here.
             Request::Hello(_) => {}
         }
         Ok(())
+    }
+
+    /// What the lists in an answer take at most.
+    fn listing_bytes(&self, request: &Request) -> u64 {
+        let bytes = match request {
+            Request::Metadata(metadata) => self.view().listing_bytes(metadata.topics.as_ref().map(Vec::len)),
+            Request::DescribeTopic(_) => self.view().listing_bytes(Some(1)),
+            _ => 0,
+        };
+        bytes.min(ANSWER_HEADER_BYTES_MAX)
     }
 
     /// Waits until there is room among the answers that clients have not taken yet.
@@ -161,36 +174,28 @@ impl Inner {
             bytes_max: row.max_bytes,
             leader_epoch: row.leader_epoch,
         });
-        match route(rows.collect(), |row: &FetchRow| self.place(row.tp)) {
-            Route::One(shard, rows) => {
-                self.ask_for(ticket, shard, Ask::Fetch(FetchAsk { wait_max, bytes_min, bytes_max, rows }));
-            }
-            Route::Many(split) => {
-                let (places, rows) = begin(&split, |row: &FetchRow| row.tp);
-                let share = bytes_max / u32::try_from(split.parts.len().max(1)).unwrap_or(u32::MAX);
-                let round =
-                    FetchRound::new(split.parts.len(), !wait_max.is_zero(), !split.refused.is_empty());
-                let shards: Vec<ShardId> = split.parts.iter().map(|part| part.shard).collect();
-                let again: Vec<FetchAsk> = split
-                    .parts
-                    .into_iter()
-                    .map(|part| FetchAsk {
-                        wait_max: Duration::ZERO,
-                        bytes_min: 1,
-                        bytes_max: share,
-                        rows: part.rows,
-                    })
-                    .collect();
-                let asks = shards.into_iter().zip(again.iter().cloned().map(Ask::Fetch)).collect();
-                let until = Instant::now() + wait_max;
-                self.gather(
-                    ticket,
-                    places,
-                    asks,
-                    Gathered::Fetched(FetchGather { rows, round, again, until }),
-                );
-            }
-        }
+        let split = route(rows.collect(), |row: &FetchRow| self.place(row.tp)).into_split();
+        let (places, rows) = begin(&split, |row: &FetchRow| row.tp);
+        let parts = u32::try_from(split.parts.len()).unwrap_or(u32::MAX);
+        let bytes_min = if parts == 1 { bytes_min } else { 1 };
+        let round = FetchRound::new(split.parts.len(), !wait_max.is_zero(), !split.refused.is_empty());
+        let part = |part: Part<FetchRow>| {
+            let bytes_max = bytes_max / parts;
+            let ask = FetchAsk {
+                wait_max: Duration::ZERO,
+                patience: wait_max,
+                bytes_min,
+                bytes_max,
+                rows: part.rows,
+            };
+            (part.shard, ask)
+        };
+        let parts: Vec<(ShardId, FetchAsk)> = split.parts.into_iter().map(part).collect();
+        let asks = parts.iter().map(|(shard, ask)| (*shard, Ask::Fetch(ask.clone()))).collect();
+        let again = parts.into_iter().map(|(_, ask)| ask).collect();
+        let until = Instant::now() + wait_max;
+        let fetch = FetchGather { rows, round, again, bytes_min, until };
+        self.gather(ticket, places, asks, Gathered::Fetched(fetch));
     }
 
     fn list_offsets(self: &Rc<Self>, rows: Vec<ListOffsetsRow>, ticket: Ticket) {
@@ -256,7 +261,8 @@ impl Inner {
         let (reply, answer) = oneshot::channel();
         let waiting = Waiting { owner: Owner::Connection(ticket), asked: Asked::Control };
         let id = self.pending.borrow_mut().insert(waiting, until);
-        match self.control.try_send(ControlRequest { request, reply }) {
+        let answer_bytes_max = ANSWER_HEADER_BYTES_MAX;
+        match self.control.try_send(ControlRequest { request, answer_bytes_max, reply }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
                 let reply = self.throttled("the broker has many requests about topics under way");
@@ -283,12 +289,6 @@ impl Inner {
     fn place(&self, tp: TopicPartition) -> super::seam::Place {
         self.view().place(tp)
     }
-}
-
-/// What a fetch that may bring so much reserves.
-fn reserved_bytes(bytes_max: u32) -> u64 {
-    let share = if bytes_max <= WINDOW_BYTES_MIN { WAITING_SHARE } else { 1 };
-    u64::from(bytes_max) / share
 }
 
 /// A wait that a client asked for, within what the broker allows.

@@ -8,6 +8,7 @@
 //! Invariant: nothing here blocks. This file refuses to know sockets and frames.
 
 use corelog_core::shard::{Input, RequestId};
+use corelog_core::topic::TOPIC_NAME_BYTES_MAX as NAME_BYTES_MAX;
 use corelog_wire::batch::parse_header;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, ShardId, TopicId, TopicPartition};
@@ -135,10 +136,27 @@ impl<S: AsRef<[u8]>> FetchReadyRow<S> {
 pub struct ControlRequest {
     /// What is asked.
     pub request: Request,
+    /// Most bytes that an answer which lists topics or partitions may take, by [`listing_bytes`].
+    pub answer_bytes_max: u64,
     /// Takes the answer, of the same kind or a refusal. Dropped unanswered: the asker is told to try again. The asker
     /// stops waiting after the request deadline.
     pub reply: oneshot::Sender<Answer>,
 }
+
+/// What an answer takes at most that lists so many topics, whose names have so many bytes together, with so many
+/// partitions and their `replicas` (the largest number of one partition).
+#[must_use]
+pub fn listing_bytes(topics: u64, name_bytes: u64, partitions: u64, replicas: u64) -> u64 {
+    let of_partition = LISTED_PARTITION_BYTES + 2 * LISTED_REPLICA_BYTES * replicas;
+    topics * LISTED_TOPIC_BYTES + name_bytes + partitions * of_partition
+}
+
+/// One topic of a listing, its name apart.
+const LISTED_TOPIC_BYTES: u64 = 96;
+/// One partition of a listing, its replicas apart.
+const LISTED_PARTITION_BYTES: u64 = 96;
+/// One replica of a partition.
+const LISTED_REPLICA_BYTES: u64 = 4;
 
 /// Which shard of this broker owns which partition: an immutable picture, replaced whole by the control thread through
 /// a watch channel.
@@ -146,6 +164,9 @@ pub struct ControlRequest {
 pub struct View {
     /// By topic; the index is the partition's number. `None`: led by another broker.
     topics: BTreeMap<TopicId, Vec<Option<ShardId>>>,
+    /// Partitions of all topics, and of the largest one.
+    partitions: u64,
+    partitions_most: u64,
 }
 
 /// Where a partition is led, as a [`View`] has it.
@@ -165,7 +186,24 @@ impl View {
     /// The picture of these topics; the index of an owner is its partition's number.
     #[must_use]
     pub fn new(topics: impl IntoIterator<Item = (TopicId, Vec<Option<ShardId>>)>) -> Self {
-        Self { topics: topics.into_iter().collect() }
+        let topics: BTreeMap<TopicId, Vec<Option<ShardId>>> = topics.into_iter().collect();
+        let partitions = || topics.values().map(|owners| owners.len() as u64);
+        let (all, most) = (partitions().sum(), partitions().max().unwrap_or(0));
+        Self { topics, partitions: all, partitions_most: most }
+    }
+
+    /// What an answer that lists so many topics, or all, takes at most, by [`listing_bytes`] and with the longest names.
+    #[must_use]
+    pub fn listing_bytes(&self, topics: Option<usize>) -> u64 {
+        let here = self.topics.len() as u64;
+        let (topics, partitions) = match topics {
+            None => (here, self.partitions),
+            Some(topics) => {
+                let topics = topics as u64;
+                (topics, topics.saturating_mul(self.partitions_most).min(self.partitions))
+            }
+        };
+        listing_bytes(topics, topics * NAME_BYTES_MAX as u64, partitions, 1)
     }
 
     /// Where a partition is led.
@@ -199,6 +237,8 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use corelog_wire::ids::BrokerId;
+    use corelog_wire::message::{MetadataAnswer, MetadataPartition, MetadataTopic};
 
     #[test]
     fn a_view_tells_the_four_places_apart() {
@@ -211,6 +251,47 @@ mod tests {
         assert_eq!(place(TopicId::from_bytes([8; 16]), 0), Place::UnknownTopic);
         assert_eq!(place(topic, 0).refusal(), None);
         assert_eq!(place(topic, 1).refusal(), Some(ErrorCode::NotLeader));
+    }
+
+    #[test]
+    fn a_listing_takes_no_more_than_is_reckoned() {
+        let partition = |partition| MetadataPartition {
+            partition,
+            leader: Some(BrokerId::new(u32::MAX)),
+            leader_epoch: LeaderEpoch::new(u32::MAX),
+            shard: ShardId::new(u16::MAX),
+            replicas: vec![BrokerId::new(1); 3],
+            in_sync_replicas: vec![BrokerId::new(1); 3],
+        };
+        let topic = |name: &str, partitions| MetadataTopic {
+            error: ErrorCode::None,
+            name: name.to_owned(),
+            id: TopicId::from_bytes([255; 16]),
+            partitions: (0..partitions).map(partition).collect(),
+        };
+        for (topics, partitions) in [(1_000, 1), (1, 10_000), (100, 100)] {
+            let answer = MetadataAnswer {
+                brokers: Vec::new(),
+                topics: (0..topics).map(|_| topic("a-name", partitions)).collect(),
+                revision: u64::MAX,
+            };
+            let encoded = Answer::Metadata(answer).encode().len() as u64;
+            let reckoned = listing_bytes(topics, 6 * topics, topics * u64::from(partitions), 3);
+            assert!(encoded <= reckoned + 128, "{encoded} bytes of {reckoned}");
+            assert!(3 * encoded >= reckoned, "{encoded} bytes of {reckoned}");
+        }
+    }
+
+    #[test]
+    fn a_view_reckons_what_a_listing_takes() {
+        let owners = |count| vec![Some(ShardId::new(0)); count];
+        let id = |number| TopicId::from_bytes([number; 16]);
+        let view = View::new([(id(1), owners(10)), (id(2), owners(1_000))]);
+        assert_eq!(view.listing_bytes(Some(0)), 0);
+        let name_bytes = NAME_BYTES_MAX as u64;
+        assert_eq!(view.listing_bytes(Some(1)), listing_bytes(1, name_bytes, 1_000, 1));
+        assert_eq!(view.listing_bytes(None), listing_bytes(2, 2 * name_bytes, 1_010, 1));
+        assert_eq!(view.listing_bytes(Some(2)), view.listing_bytes(None));
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! before Hello; requests of a connection are handed on in the order in which they came. What requests ask for is
 //! `request`'s to know.
 
+use super::Inner;
 use super::budget::Charge;
-use super::config::{CAPS, LINGER_BYTES_MAX, REQUEST_OVERHEAD_BYTES, VERSION_MAX, VERSION_MIN, caps};
+use super::config::{CAPS, LINGER_BYTES_MAX, VERSION_MAX, VERSION_MIN, caps};
 use super::connection::{Connection, End, Reading};
 use super::mesh::{Greeting, HandedOver, Reply, ToShard};
 use super::metrics::Cause;
-use super::read::{FrameReader, Stop, take};
-use super::{Inner, reply::Ticket};
+use super::read::{FrameReader, Stop};
+use super::reply::{Addressee, Ticket};
 use bytes::Bytes;
 use corelog_core::limits;
 use corelog_wire::error::ErrorCode;
@@ -18,6 +19,7 @@ use corelog_wire::frame::{Caps, FrameError, Kind, Prelude, Remedy, check_header}
 use corelog_wire::ids::{CorrelationId, ShardId};
 use corelog_wire::message::{Answer, HelloAnswer, HelloRequest, Refusal, Request};
 use rustix::net::Shutdown;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -25,15 +27,15 @@ use std::time::Instant;
 pub(super) struct Frame {
     pub(super) correlation: CorrelationId,
     pub(super) request: Request,
-    /// The payload; charged until its last part is dropped.
+    /// The payload; the whole frame is charged until its last part is dropped.
     pub(super) payload: Bytes,
     pub(super) payload_bytes: usize,
-    /// The charge of the header, if it is large: until the answer leaves.
+    /// The frame's charge, if there is no payload to carry it: until the answer leaves.
     pub(super) charge: Charge,
     pub(super) arrived: Instant,
 }
 
-/// A payload and its charge, which ends with the last reference to it, wherever that is.
+/// A payload and its frame's charge, which ends with the last reference to it, wherever that is.
 struct Charged {
     bytes: Vec<u8>,
     _charge: Charge,
@@ -142,6 +144,7 @@ impl Inner {
         }
         let header_bytes = prelude.header_bytes as usize;
         let pool = self.pool_for(header_bytes + prelude.payload_bytes as usize);
+        // One charge for the whole frame: a header that is held makes its payload one of those who hold a part.
         let mut charge = pool.empty_charge();
         reader.need(self, connection, header_bytes, &mut charge).await?;
         let header = reader.peek(header_bytes);
@@ -162,13 +165,11 @@ impl Inner {
                 return Ok(Incoming::Skipped);
             }
         };
-        let payload = if payload_bytes == 0 {
-            Bytes::new()
+        let (payload, charge) = if payload_bytes == 0 {
+            (Bytes::new(), charge)
         } else {
-            let mut charge = pool.empty_charge();
-            take(self, connection, &mut charge, REQUEST_OVERHEAD_BYTES).await?;
             let bytes = reader.payload(self, connection, payload_bytes, &mut charge).await?;
-            Bytes::from_owner(Charged { bytes, _charge: charge })
+            (Bytes::from_owner(Charged { bytes, _charge: charge }), pool.empty_charge())
         };
         let arrived = Instant::now();
         let correlation = prelude.correlation;
@@ -291,7 +292,8 @@ impl Inner {
         why: &str,
     ) {
         let refusal = Refusal::new(code, format!("{why}. {}", code.help()));
-        self.send(connection, kind, correlation, None, refusal.encode(), Vec::new());
+        let to = Addressee { kind, correlation, request: None };
+        self.send(connection, to, (refusal.encode(), Vec::new()), self.output.empty_charge());
     }
 }
 
@@ -332,8 +334,15 @@ fn check_prelude(bytes: &[u8; 32], greeted: bool) -> Result<(Prelude, Kind), Ref
 
 /// The request that a header holds, with what can be said of its rows before the payload is read.
 fn decode(kind: Kind, header: &[u8], payload_bytes: usize) -> Result<Request, (ErrorCode, String)> {
-    let request = Request::decode(kind, header).map_err(|error| (error.code(), error.to_string()))?;
-    let rows = match &request {
+    let mut request = Request::decode(kind, header).map_err(|error| (error.code(), error.to_string()))?;
+    let rows = match &mut request {
+        Request::Metadata(metadata) => metadata.topics.as_mut().map_or(0, |names| {
+            let asked = names.len();
+            // The answer lists every partition of a topic: once, however often the topic is named.
+            let mut seen = BTreeSet::new();
+            names.retain(|name| asked <= limits::ROWS_MAX && seen.insert(name.clone()));
+            asked
+        }),
         Request::Produce(produce) => {
             produce.rows_within(payload_bytes).map_err(|error| (error.code(), error.to_string()))?;
             produce.rows.len()

@@ -8,7 +8,8 @@
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use glommio::net::TcpStream;
 use rustix::buffer::spare_capacity;
-use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, fcntl_dupfd_cloexec, ioctl_fionread};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -69,6 +70,22 @@ impl Socket {
     /// The same socket under another descriptor, to be taken to another executor.
     pub(super) fn duplicate(&self) -> io::Result<OwnedFd> {
         Ok(fcntl_dupfd_cloexec(self.descriptor(), 0)?)
+    }
+
+    /// Whether the peer is gone, or will never send so many bytes more. For a connection that nobody reads from, and so
+    /// nobody would be told.
+    pub(super) fn is_cut(&self, missing: usize) -> bool {
+        let descriptor = self.descriptor();
+        let mut asked = [PollFd::new(&descriptor, PollFlags::RDHUP)];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if !matches!(poll(&mut asked, Some(&at_once)), Ok(1..)) {
+            return false;
+        }
+        let said = asked[0].revents();
+        // Who only ended sending may still wait for the answer to a frame that is whole.
+        let unread = || ioctl_fionread(descriptor).unwrap_or(0);
+        said.intersects(PollFlags::HUP | PollFlags::ERR)
+            || said.contains(PollFlags::RDHUP) && unread() < missing as u64
     }
 
     /// Ends sending, or both directions; both tasks of the connection wake up.

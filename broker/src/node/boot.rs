@@ -1,19 +1,20 @@
 //! Boot: from settings to a serving broker, and back to a clean stop.
 //!
 //! Called by the `dev` and `serve` commands. The order is the point: the data directory is locked and the port taken
-//! before anything is touched; every shard has recovered before metadata says what it leads; it leads before a
-//! connection is accepted. At the stop the same way back: connections, then shards, then the metadata store.
+//! before anything is touched; administration answers before anything is recovered; every shard has recovered before
+//! metadata says what it leads; it leads before a connection is accepted. At the stop the same way back: connections, then shards, then the metadata store.
 //! Threads: this one runs the control plane (tokio); every shard has a core of its own.
 
 use super::command::{COMMANDS_MAX, Command, ShardLink, ShardReport};
 use super::config::Config;
 use super::control::Control;
+use super::descriptors;
 use super::layout::{DataFolder, LayoutError};
+use super::operators::Operators;
 use super::pump::Pump;
 use super::shard::ShardHandle;
-use crate::admin;
 use crate::admin::gather::{Gatherer, ShardSource};
-use crate::admin::state::{BrokerInfo, Phase, Sources};
+use crate::admin::state::BrokerInfo;
 use crate::disk::{Folders, Queues};
 use crate::meta::control::{ControlError, ControlPlane, random_bytes};
 use crate::meta::embedded::OpenError;
@@ -33,14 +34,14 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Questions of operators that may wait.
-const QUESTIONS_MAX: usize = 16;
 /// Control requests that may wait.
 const CONTROL_REQUESTS_MAX: usize = 1_024;
 /// How long a port in use is tried, and how often.
 const PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// See [`PORT_PATIENCE`].
 const PORT_RETRY: Duration = Duration::from_millis(20);
+/// Exit code of a process that an interrupt ended.
+const INTERRUPTED: i32 = 130;
 /// How long connections may take to finish at a stop.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a shard may take to make everything durable at a stop; a device that hangs is left behind.
@@ -155,6 +156,8 @@ struct Up {
 pub fn run(config: &Config, pin: bool, ready: impl FnOnce(&Ready)) -> Result<(), BootError> {
     let began = Instant::now();
     let folder = DataFolder::open(&config.data_dir, config.shards, &shard_config(config, config.shards, 0))?;
+    // Left by a broker that was killed: from here on it would be a lie.
+    forget_ready(folder.path())?;
     check_layout(&folder, config)?;
     let port = take_port(config.listen)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -167,8 +170,7 @@ pub fn run(config: &Config, pin: bool, ready: impl FnOnce(&Ready)) -> Result<(),
     if let Some(running) = running {
         running.join()?;
     }
-    drop(std::fs::remove_file(folder.path().join("ready.json")));
-    Ok(())
+    forget_ready(folder.path())
 }
 
 async fn serve(
@@ -180,6 +182,7 @@ async fn serve(
     ready: impl FnOnce(&Ready),
 ) -> Result<Option<rt::Running>, BootError> {
     let mut stop = StopSignals::catch()?;
+    let mut operators = Operators::begin(config.admin).await?;
     let store = EmbeddedStore::open(&folder.path().join("meta.redb"))?;
     let keys = Keys::new(&config.cluster)?;
     let identity = identity(config.broker, folder)?;
@@ -188,13 +191,11 @@ async fn serve(
             .await?;
 
     let address = port.address();
-    let shards = folder.layout().shards;
     let (view, views) = watch::channel(Arc::new(View::default()));
     let (control_requests, requests) = mpsc::channel(CONTROL_REQUESTS_MAX);
     let (works, mut sides) = works(config, folder, &control_requests, &views);
     drop(views);
-    let options = rt::Options { pin, ..rt::Options::default() };
-    let running = rt::start(&options, works, shard_main)?;
+    let running = rt::start(&rt::Options { pin, ..rt::Options::default() }, works, shard_main)?;
     let (reports, held) = match all_up(&mut sides).await {
         Ok(up) => up,
         Err(error) => {
@@ -207,68 +208,70 @@ async fn serve(
     let advertised = config.advertised.clone().unwrap_or_else(|| address.to_string());
     let links: Vec<ShardLink> = sides.iter().map(|side| side.commands.clone()).collect();
     let auto_create = config.auto_create;
-    let mut control =
-        Control::new(plane, store.clone(), links.clone(), advertised, config.broker, auto_create, view)
-            .await?;
+    let control = Control::new(plane, store.clone(), links, advertised, config.broker, auto_create, view);
+    let mut control = control.await?;
     control.begin(leadership, held).await?;
-    let admin_listener = tokio::net::TcpListener::bind(config.admin)
-        .await
-        .map_err(|source| BootError::Admin { address: config.admin, source })?;
-    let admin_address =
-        admin_listener.local_addr().map_err(|source| BootError::Admin { address: config.admin, source })?;
     let (stop_control, control_stopped) = oneshot::channel();
     let control = tokio::spawn(control.run(requests, control_stopped));
-    for (side, listener) in sides.iter_mut().zip(port.share(shards)?) {
-        if let Some(start) = side.listener.take() {
-            drop(start.send(listener));
-        }
-    }
-    let info = BrokerInfo {
-        id: config.broker.get(),
-        cluster: config.cluster.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        address: address.to_string(),
-        data_dir: folder.path().display().to_string(),
-        shards,
-        ..BrokerInfo::default()
-    };
-    let sources = links.into_iter().zip(running.pulses()).map(|(link, pulse)| ShardSource {
-        link,
-        pulse,
-        journal_bytes: folder.layout().journal_bytes,
+    accept(&mut sides, port)?;
+    operators.serve(Gatherer {
+        broker: broker_info(config, folder, address),
+        started: began,
+        control: control_requests,
+        shards: shard_sources(folder, &sides, &running),
     });
-    let gatherer =
-        Gatherer { broker: info, started: began, control: control_requests, shards: sources.collect() };
-    let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
-    tokio::spawn(gatherer.run(asked));
-    let (phase, phases) = watch::channel(Phase::Ready);
-    let (stop_admin, admin_stopped) = oneshot::channel::<()>();
-    let admin_task =
-        tokio::spawn(admin::serve(admin_listener, Sources { questions, phase: phases }, async {
-            drop(admin_stopped.await);
-        }));
 
     let started = Ready {
         address,
-        admin: admin_address,
+        admin: operators.address,
         data_dir: folder.path().to_owned(),
         is_new: folder.is_new,
-        shards,
+        shards: folder.layout().shards,
         reports,
         took: began.elapsed(),
     };
     write_ready(&started)?;
     ready(&started);
     stop.any().await;
-    tracing::info!("stopping");
-    phase.send_replace(Phase::Stopping);
+    tracing::info!("stopping; interrupt once more to end at once");
+    stop.end_at_the_next();
+    operators.stopping();
     let clean = stop_shards(&sides).await;
-    drop(stop_admin);
-    admin_task.abort();
+    operators.end();
     drop(stop_control);
     drop(control.await);
     store.close().await;
     Ok(clean.then_some(running))
+}
+
+/// Lets every shard accept connections.
+fn accept(sides: &mut [Side], port: Port) -> Result<(), BootError> {
+    let shards = u16::try_from(sides.len()).unwrap_or(u16::MAX);
+    for (side, listener) in sides.iter_mut().zip(port.share(shards)?) {
+        if let Some(start) = side.listener.take() {
+            drop(start.send(listener));
+        }
+    }
+    Ok(())
+}
+
+fn broker_info(config: &Config, folder: &DataFolder, address: SocketAddr) -> BrokerInfo {
+    BrokerInfo {
+        id: config.broker.get(),
+        cluster: config.cluster.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        address: address.to_string(),
+        data_dir: folder.path().display().to_string(),
+        shards: folder.layout().shards,
+        ..BrokerInfo::default()
+    }
+}
+
+fn shard_sources(folder: &DataFolder, sides: &[Side], running: &rt::Running) -> Vec<ShardSource> {
+    let journal_bytes = folder.layout().journal_bytes;
+    let source =
+        |(side, pulse): (&Side, _)| ShardSource { link: side.commands.clone(), pulse, journal_bytes };
+    sides.iter().zip(running.pulses()).map(source).collect()
 }
 
 /// Takes the port. A broker that was killed a moment ago may still be listening: the kernel closes what its rings held
@@ -391,9 +394,12 @@ async fn take_commands(
     while let Some(command) = commands.recv().await {
         match command {
             Command::Input(input) => handle.push(input),
+            // Requests come into the same mailbox, so whatever is sent from now on comes later.
+            Command::Taken { reply } => drop(reply.send(())),
             Command::Describe { partitions, reply } => {
                 drop(reply.send(partitions.into_iter().map(|tp| handle.describe(tp)).collect()));
             }
+            Command::Glance { reply } => drop(reply.send(handle.snapshot())),
             Command::Report { reply } => drop(reply.send(report(&handle, &net))),
             Command::Stop => break,
         }
@@ -444,6 +450,7 @@ fn file_system_bytes(path: &Path) -> u64 {
 fn net_config(config: &Config, shards: u16) -> NetConfig {
     let of_shard = config.memory_bytes_max / u64::from(shards.max(1));
     NetConfig {
+        connections_max: descriptors::connections_max(descriptors::limit(), shards),
         input_bytes_max: of_shard / 4,
         output_bytes_max: of_shard / 4,
         ..NetConfig::new(config.cluster.clone(), config.broker)
@@ -472,6 +479,16 @@ fn write_ready(ready: &Ready) -> Result<(), BootError> {
     std::fs::rename(&aside, &path).map_err(system)
 }
 
+/// Nobody finds the addresses of a broker that does not serve.
+fn forget_ready(data_dir: &Path) -> Result<(), BootError> {
+    match std::fs::remove_file(data_dir.join("ready.json")) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(BootError::System { what: "removing ready.json", source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The signals that stop a broker, caught from here on.
 struct StopSignals {
     interrupt: Signal,
@@ -492,5 +509,15 @@ impl StopSignals {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+    }
+
+    /// Ends the process at the next interrupt: whoever asks twice does not want to wait. Like a crash, it loses
+    /// nothing that was acknowledged.
+    fn end_at_the_next(mut self) {
+        tokio::spawn(async move {
+            if self.interrupt.recv().await.is_some() {
+                std::process::exit(INTERRUPTED);
+            }
+        });
     }
 }

@@ -16,12 +16,22 @@ pub const COMMANDS_MAX: usize = 1_024;
 pub enum Command {
     /// Hand this to the shard's step: leadership, settings, removal.
     Input(Input),
+    /// Say so when the shard has before it, in its own order, all that was handed to it earlier.
+    Taken {
+        /// Takes the word.
+        reply: oneshot::Sender<()>,
+    },
     /// Where these partitions stand.
     Describe {
         /// Which.
         partitions: Vec<TopicPartition>,
         /// In the same order; `None` for one that is not here.
         reply: oneshot::Sender<Vec<Option<PartitionSnapshot>>>,
+    },
+    /// Where the shard itself stands, without its hands: costs the same however many partitions it has.
+    Glance {
+        /// Takes the numbers.
+        reply: oneshot::Sender<ShardSnapshot>,
     },
     /// Where the shard stands.
     Report {

@@ -28,7 +28,8 @@ use sections::{Budget, Sections};
 pub const SHARDS_MAX: u16 = 256;
 /// Largest journal ring of a shard.
 pub const JOURNAL_BYTES_MAX: u64 = 64 << 30;
-/// Least memory of one shard: a largest request, its answer, and a tail cache that holds a few of them.
+/// Least memory of one shard beside the bytes that it must hold until they are in a segment, which may be as many as
+/// its journal has: a largest request, its answer, cold reads, and a tail cache that holds a few of them.
 pub const SHARD_MEMORY_BYTES_MIN: u64 = 64 << 20;
 
 const PORT: u16 = 9_640;
@@ -114,7 +115,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// How many shards a new data directory gets.
     pub shards: u16,
-    /// Where this broker stands, for placement.
+    /// Where this broker stands, for placement. Read and kept; takes effect with a later version.
     pub rack: Option<String>,
     /// Where clients connect to; port 0 takes a free one.
     pub listen: SocketAddr,
@@ -126,9 +127,10 @@ pub struct Config {
     pub disk_bytes_max: DiskBudget,
     /// Size of each shard's journal ring.
     pub journal_bytes: u64,
-    /// Segment files kept ready for reuse.
+    /// Segment files kept ready for reuse. Read and checked; takes effect with a later version.
     pub segment_pool_bytes: u64,
-    /// Memory for requests, answers and tail caches, of all shards together.
+    /// Memory for requests, answers and tail caches, of all shards together. A tail cache grows beyond its share while
+    /// bytes wait to be written to segments, by a journal's size at most, so each shard must have that, too.
     pub memory_bytes_max: u64,
     /// Where metadata lives.
     pub metadata: MetadataStore,
@@ -136,6 +138,8 @@ pub struct Config {
     pub topic_defaults: TopicOverrides,
     /// Whether producing to an unknown topic makes it. Only in `dev`.
     pub auto_create: bool,
+    /// Keys that were set and take effect with a later version only.
+    pub ineffective: Vec<&'static str>,
 }
 
 /// Why there is no configuration. Maps to exit code 2.
@@ -213,6 +217,7 @@ impl Config {
             metadata: MetadataStore::Embedded,
             topic_defaults: TopicOverrides::default(),
             auto_create: false,
+            ineffective: Vec::new(),
         };
         base.with(sections)?.checked()
     }
@@ -243,6 +248,7 @@ impl Config {
             metadata: MetadataStore::Embedded,
             topic_defaults: TopicOverrides::default(),
             auto_create: true,
+            ineffective: Vec::new(),
         };
         base.with(merged(None, &BTreeMap::new(), sets)?)?.checked()
     }
@@ -261,6 +267,11 @@ impl Config {
             return Err(value("metadata.endpoints", &format!("{endpoints:?}"), allowed));
         }
         let topic_defaults = TopicOverrides::from_pairs(topic_defaults.into_pairs())?;
+        let set = [
+            ("broker.rack", broker.rack.is_some()),
+            ("storage.segment_pool_bytes", storage.segment_pool_bytes.is_some()),
+        ];
+        let ineffective = set.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect();
         Ok(Self {
             broker: broker.id.map_or(self.broker, BrokerId::new),
             cluster: broker.cluster.unwrap_or(self.cluster),
@@ -279,6 +290,7 @@ impl Config {
             segment_pool_bytes: storage.segment_pool_bytes.map_or(self.segment_pool_bytes, |size| size.0),
             memory_bytes_max: memory.bytes_max.map_or(self.memory_bytes_max, |size| size.0),
             topic_defaults,
+            ineffective,
             ..self
         })
     }
@@ -346,9 +358,16 @@ impl Config {
             }
             DiskBudget::Bytes(_) | DiskBudget::Percent(_) => {}
         }
-        let least = shards.saturating_mul(SHARD_MEMORY_BYTES_MIN);
+        let least = shards.saturating_mul(SHARD_MEMORY_BYTES_MIN + self.journal_bytes);
         if self.memory_bytes_max < least {
-            let allowed = format!("{shards} shards need at least {}", format_bytes(least));
+            let allowed = format!(
+                "{shards} shards with journals of {} need at least {}, {} and a journal each: allow more, or use fewer \
+                 broker.shards or smaller storage.journal_bytes (from {})",
+                format_bytes(self.journal_bytes),
+                format_bytes(least),
+                format_bytes(SHARD_MEMORY_BYTES_MIN),
+                format_bytes(limits::JOURNAL_BYTES_MIN)
+            );
             return Err(value("memory.bytes_max", &format_bytes(self.memory_bytes_max), &allowed));
         }
         Ok(())

@@ -3,17 +3,19 @@
 //!
 //! Runs on the control thread. Requests come from the network hands of every shard over one bounded channel, one at a
 //! time: metadata changes are rare and their order matters. Invariants: a shard leads only what a transaction granted;
-//! the view shows a partition only after its shard was told; a topic's tombstone is forgotten only when its shards
-//! reported the partitions gone. Refuses to know sockets, files and how a shard works.
+//! the view shows a partition only after its shard has been told, and has it before any request that the view sends; a
+//! topic's tombstone is forgotten only when its shards reported the partitions gone. Refuses to know sockets, files and
+//! how a shard works.
 
 use super::command::{Command, ShardLink};
 use crate::meta::control::{ControlError, ControlPlane, Leadership};
 use crate::meta::{EmbeddedStore, StoreError};
-use crate::net::{ControlRequest, View};
+use crate::net::{ControlRequest, View, listing_bytes};
 use corelog_core::controller::shard_of;
 use corelog_core::shard::{Input, PartitionSnapshot};
 use corelog_core::topic::{TopicConfig, TopicName, TopicOverrides};
 use corelog_wire::error::ErrorCode;
+use corelog_wire::frame::Kind;
 use corelog_wire::ids::{BrokerId, LeaderEpoch, Offset, ProducerEpoch, ShardId, TopicId, TopicPartition};
 use corelog_wire::message::{
     AlterTopicAnswer, Answer, CreateTopicAnswer, CreateTopicRequest, DeleteTopicAnswer, DescribeTopicAnswer,
@@ -22,7 +24,11 @@ use corelog_wire::message::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long a shard may take to take in what it was told.
+const TAKEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the actor is given.
 #[derive(Debug)]
@@ -109,8 +115,8 @@ impl Control {
                 biased;
                 _ = &mut stop => return,
                 request = requests.recv() => {
-                    let Some(ControlRequest { request, reply }) = request else { return };
-                    let answer = self.answer(request).await;
+                    let Some(ControlRequest { request, answer_bytes_max, reply }) = request else { return };
+                    let answer = self.answer(request, answer_bytes_max).await;
                     // An asker that left needs no answer.
                     drop(reply.send(answer));
                 }
@@ -118,10 +124,10 @@ impl Control {
         }
     }
 
-    async fn answer(&mut self, request: Request) -> Answer {
+    async fn answer(&mut self, request: Request, bytes_max: u64) -> Answer {
         let kind = request.kind();
         let answered = match request {
-            Request::Metadata(request) => self.metadata(&request).await,
+            Request::Metadata(request) => self.metadata(&request, bytes_max).await,
             Request::CreateTopic(request) => {
                 self.create(&request).await.map(|id| Answer::CreateTopic(CreateTopicAnswer { id }))
             }
@@ -133,7 +139,7 @@ impl Control {
                 let altered = self.plane.alter_topic(&request).await;
                 self.after_alter(altered).await
             }
-            Request::DescribeTopic(request) => self.describe(&request.name).await,
+            Request::DescribeTopic(request) => self.describe(&request.name, bytes_max).await,
             Request::InitProducerId(_) => self.plane.producer_id().await.map(|producer_id| {
                 Answer::InitProducerId(InitProducerIdAnswer {
                     producer_id,
@@ -217,12 +223,34 @@ impl Control {
             }
         }
         let mut configs: BTreeMap<TopicId, TopicConfig> = BTreeMap::new();
+        let mut told = BTreeSet::new();
         for (tp, epoch) in granted {
             let config = configs.entry(tp.topic).or_insert_with(|| self.config_of(tp.topic)).clone();
             self.tell(tp, Input::Lead { tp, epoch, config }).await;
+            told.extend(self.placement.get(&tp).copied());
             self.leads.insert(tp, epoch);
         }
+        self.until_taken(told).await;
         Ok(())
+    }
+
+    /// Waits until these shards have all that they were told before whatever comes from now on. Otherwise the first
+    /// request for a new partition could be there before the shard leads it.
+    async fn until_taken(&self, shards: BTreeSet<ShardId>) {
+        let mut words = Vec::new();
+        for shard in shards {
+            let Some(link) = self.shards.get(usize::from(shard.get())) else { continue };
+            let (reply, word) = oneshot::channel();
+            if link.send(Command::Taken { reply }).await.is_ok() {
+                words.push((shard, word));
+            }
+        }
+        for (shard, word) in words {
+            // Without its word requests may come too early, and are told to try again.
+            if tokio::time::timeout(TAKEN_PATIENCE, word).await.is_err() {
+                tracing::warn!(shard = shard.get(), "a shard is slow to take what it is told");
+            }
+        }
     }
 
     /// Removes what tombstones say is gone, and forgets the tombstones of topics that left nothing.
@@ -262,13 +290,20 @@ impl Control {
         Ok(())
     }
 
-    async fn metadata(&mut self, request: &MetadataRequest) -> Result<Answer, ControlError> {
+    async fn metadata(&mut self, request: &MetadataRequest, bytes_max: u64) -> Result<Answer, ControlError> {
         if let Some(names) = request.topics.as_ref().filter(|_| request.auto_create && self.auto_create) {
             for name in names {
                 self.create_if_missing(name).await?;
             }
         }
         let image = self.plane.image();
+        let bytes: u64 = match &request.topics {
+            Some(names) => names.iter().map(|name| self.listed_bytes(name)).sum(),
+            None => image.topics().map(|(name, _)| self.listed_bytes(name.as_str())).sum(),
+        };
+        if bytes > bytes_max {
+            return Ok(too_long(Kind::Metadata, bytes, bytes_max));
+        }
         let topics = match &request.topics {
             Some(names) => names.iter().map(|name| self.topic_metadata(name)).collect(),
             None => image.topics().map(|(name, _)| self.topic_metadata(name.as_str())).collect(),
@@ -289,6 +324,14 @@ impl Control {
             config: Vec::new(),
         };
         self.create(&request).await.map(drop)
+    }
+
+    /// What a topic takes in a listing, or the word that it is not there.
+    fn listed_bytes(&self, name: &str) -> u64 {
+        let topic = TopicName::new(name).ok().and_then(|name| self.plane.image().topic(&name));
+        let (partitions, replicas) = topic
+            .map_or((0, 0), |topic| (topic.value.partitions.into(), topic.value.replication_factor.into()));
+        listing_bytes(1, name.len() as u64, partitions, replicas)
     }
 
     fn topic_metadata(&self, name: &str) -> MetadataTopic {
@@ -323,12 +366,15 @@ impl Control {
         MetadataTopic { error: ErrorCode::None, name: name.to_owned(), id, partitions }
     }
 
-    async fn describe(&self, name: &str) -> Result<Answer, ControlError> {
+    async fn describe(&self, name: &str, bytes_max: u64) -> Result<Answer, ControlError> {
+        let bytes = self.listed_bytes(name);
+        if bytes > bytes_max {
+            return Ok(too_long(Kind::DescribeTopic, bytes, bytes_max));
+        }
         let metadata = self.topic_metadata(name);
         if metadata.error != ErrorCode::None {
             let message = format!("topic {name:?}: {}", metadata.error.help());
-            let kind = corelog_wire::frame::Kind::DescribeTopic;
-            return Ok(refused(kind, metadata.error, message));
+            return Ok(refused(Kind::DescribeTopic, metadata.error, message));
         }
         let id = metadata.id;
         let tps: Vec<TopicPartition> =
@@ -428,6 +474,17 @@ fn described(row: &MetadataPartition, snapshot: Option<&PartitionSnapshot>) -> P
     }
 }
 
-fn refused(kind: corelog_wire::frame::Kind, code: ErrorCode, message: String) -> Answer {
+/// Built, such an answer would take many times the memory of its request, and clients would not take it.
+fn too_long(kind: Kind, bytes: u64, bytes_max: u64) -> Answer {
+    let what = format!(
+        "the list would take {bytes} bytes, an answer has at most {bytes_max}. Ask for fewer topics at once, by name"
+    );
+    refused(kind, ErrorCode::TooLarge, what)
+}
+
+fn refused(kind: Kind, code: ErrorCode, message: String) -> Answer {
     Answer::Refused { kind, refusal: Refusal::new(code, message) }
 }
+
+#[cfg(test)]
+mod tests;

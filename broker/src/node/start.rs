@@ -1,13 +1,15 @@
 //! The commands that run a broker: `corelog dev` and `corelog serve`.
 //!
 //! Called by `main`. Says on standard output what a person needs to go on, and on standard error what went wrong and
-//! what to do. Exit codes: 0 stopped cleanly, 1 fault, 2 configuration.
+//! what to do. Exit codes: 0 stopped cleanly, 1 fault, 2 configuration, 130 interrupted while it stopped.
 
 use super::boot::{self, BootError, Ready};
 use super::config::{Config, ConfigError, DevOptions, Host};
+use super::descriptors;
 use crate::cli::{DevArgs, ServeArgs};
 use corelog_core::journal::Verdict;
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::ExitCode;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
@@ -19,21 +21,21 @@ pub fn dev(args: DevArgs) -> ExitCode {
     let options =
         DevOptions { data_dir, port: Some(port), admin_port: Some(admin_port), shards: Some(shards) };
     // Several brokers may share the machine, and so the first CPU: they are better off where the system puts them.
-    run(Config::dev(&options, &[], &Host::probe()), false, |ready| print!("{}", welcome(ready)))
+    run(Config::dev(&options, &[], &Host::probe()), false, |ready| say(&welcome(ready)))
 }
 
 /// Runs a broker by its configuration file.
 #[must_use]
 pub fn serve(args: ServeArgs) -> ExitCode {
     let ServeArgs { config, set } = args;
-    run(Config::serve(Some(&config), &set, &Host::probe()), true, |ready| print!("{}", brief(ready)))
+    run(Config::serve(Some(&config), &set, &Host::probe()), true, |ready| say(&brief(ready)))
 }
 
 fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready)) -> ExitCode {
     let config = match config {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("corelog: {error}");
+            complain(&error);
             return ExitCode::from(2);
         }
     };
@@ -48,15 +50,50 @@ fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready
         .with_env_filter(filter)
         .with_target(false)
         .init();
+    raise_descriptors(config.shards);
+    for key in &config.ineffective {
+        tracing::warn!("{key} is set and has no effect in this version");
+    }
     match boot::run(&config, pin, ready) {
         Ok(()) => {
             tracing::info!("stopped; everything acknowledged is on disk");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("corelog: {error}");
+            complain(&error);
             ExitCode::from(if matches!(error, BootError::OtherLayout { .. }) { 2 } else { 1 })
         }
+    }
+}
+
+/// Says something to whoever listens. A reader that is gone is no reason to end a healthy broker.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _nobody_reads = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Says why the broker does not run.
+fn complain(error: &dyn std::error::Error) {
+    let _nobody_reads = writeln!(std::io::stderr(), "corelog: {error}");
+}
+
+/// Raises the limit on open files and says what it lets connections have.
+fn raise_descriptors(shards: u16) {
+    let (before, now) = descriptors::raise();
+    let connections = descriptors::connections_max(now, shards);
+    let text = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
+    let (was, limit) = (text(before), text(now));
+    let wanted = descriptors::limit_wanted(shards);
+    if now.is_some_and(|now| now < wanted) {
+        tracing::warn!(
+            limit,
+            was,
+            "few open files are allowed: each shard takes {connections} connections at most; {wanted} would allow {} \
+             (ulimit -Hn, LimitNOFILE=)",
+            descriptors::CONNECTIONS_MAX
+        );
+    } else {
+        tracing::info!(limit, was, connections, "open files allowed, and connections of each shard");
     }
 }
 

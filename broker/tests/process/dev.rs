@@ -2,10 +2,11 @@
 
 use crate::support::{Broker, CORELOG, data_folder, path};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-fn get(address: &str, what: &str) -> String {
+pub(crate) fn get(address: &str, what: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {what} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -123,4 +124,46 @@ fn serve_runs_by_its_configuration() {
     assert_eq!(shards.len(), 2, "{described}");
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Looks again and again until it is so.
+pub(crate) fn until(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_mins(1), "never {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_start_takes_back_what_a_killed_broker_said_of_being_ready() {
+    let folder = data_folder();
+    Broker::dev(folder.path(), 0, 1).kill();
+    assert!(path(&folder, "ready.json").exists());
+    // This start goes no further than the port.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let data = folder.path().to_str().unwrap();
+    let (code, said) = refused(&["dev", "--data-dir", data, "--port", &port, "--admin-port", "0"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(!path(&folder, "ready.json").exists());
+}
+
+#[test]
+fn a_broker_whose_words_nobody_reads_goes_on() {
+    let folder = data_folder();
+    let mut child = Command::new(CORELOG)
+        .args(["dev", "--data-dir", folder.path().to_str().unwrap(), "--port", "0", "--admin-port", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    until("ready", || path(&folder, "ready.json").exists());
+    let ready: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path(&folder, "ready.json")).unwrap()).unwrap();
+    assert!(get(ready["admin"].as_str().unwrap(), "/readyz").starts_with("HTTP/1.1 200"));
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

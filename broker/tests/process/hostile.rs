@@ -3,6 +3,7 @@
 //! The healthy client's latency before and during is printed; it is a figure to look at, not a condition of a test.
 //! `CORELOG_IDLE_CONNECTIONS` sets how many connections stay idle.
 
+use crate::dev::{get, until};
 use crate::support::{Broker, Random, data_folder, setting};
 use corelog_client::{Client, NewTopic, Record};
 use corelog_wire::batch::{BatchFields, HEADER_BYTES};
@@ -10,7 +11,7 @@ use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::{Caps, Kind, Prelude};
 use corelog_wire::ids::{CorrelationId, Offset, TopicId, TopicPartition};
 use corelog_wire::message::{
-    Acks, Answer, FetchRequest, FetchRow, HelloRequest, ProduceRequest, ProduceRow, Request,
+    Acks, Answer, FetchRequest, FetchRow, HelloRequest, MetadataRequest, ProduceRequest, ProduceRow, Request,
 };
 use corelog_wire::records::RecordsBuilder;
 use std::io::{ErrorKind, Read, Write};
@@ -247,4 +248,23 @@ fn slow_readers(address: &str, tp: TopicPartition) -> Vec<TcpStream> {
             stream
         })
         .collect()
+}
+
+#[test]
+fn a_second_interrupt_ends_a_broker_that_takes_long_to_stop() {
+    let folder = data_folder();
+    let broker = Broker::dev(folder.path(), 0, 1);
+    let mut stream = greeted(&broker.address);
+    let metadata = MetadataRequest { topics: Some(vec![TOPIC.to_owned()]), auto_create: true };
+    stream.write_all(&frame(&Request::Metadata(metadata), 2, &[])).unwrap();
+    let Some(Answer::Metadata(metadata)) = answer(&mut stream) else { panic!("no metadata") };
+    let tp = TopicPartition::new(metadata.topics[0].id, 0);
+    // Whoever waits for a record keeps a stop waiting, for some seconds.
+    let row = FetchRow { tp, offset: Offset::ZERO, max_bytes: 1 << 20, leader_epoch: None };
+    let fetch = FetchRequest { max_wait_ms: 30_000, min_bytes: 1, max_bytes: 1 << 20, rows: vec![row] };
+    stream.write_all(&frame(&Request::Fetch(fetch), 3, &[])).unwrap();
+    until("parked", || get(&broker.admin, "/metrics").contains("corelog_fetches_parked{shard=\"0\"} 1"));
+    broker.signal();
+    until("stopping", || get(&broker.admin, "/readyz").contains("stopping"));
+    assert_eq!(broker.interrupt(), Some(130));
 }

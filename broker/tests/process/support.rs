@@ -76,10 +76,15 @@ impl Broker {
         self.child.wait().unwrap();
     }
 
-    /// Ctrl-C, and its end awaited. Gives its exit code.
-    pub(crate) fn interrupt(mut self) -> Option<i32> {
+    /// Ctrl-C.
+    pub(crate) fn signal(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    }
+
+    /// Ctrl-C, and its end awaited. Gives its exit code.
+    pub(crate) fn interrupt(mut self) -> Option<i32> {
+        self.signal();
         self.child.wait().unwrap().code()
     }
 

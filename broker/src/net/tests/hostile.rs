@@ -1,11 +1,13 @@
 //! Clients that break the protocol, wilfully or not: each costs itself and gets a typed refusal where one can be sent.
 
-use super::world::{Broker, Client, batch, config, fetch, frame, hello, produce, tp};
+use super::world::{Broker, Client, batch, config, control_answer, fetch, frame, hello, produce, tp};
 use crate::net::{Cause, NetConfig};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::Prelude;
 use corelog_wire::ids::{CorrelationId, TopicId, TopicPartition};
-use corelog_wire::message::{Acks, HelloRequest, ListOffsetsRequest, ListOffsetsRow, Request};
+use corelog_wire::message::{
+    Acks, HelloRequest, ListOffsetsRequest, ListOffsetsRow, MetadataRequest, Request,
+};
 use std::io::Write;
 use std::time::Duration;
 
@@ -147,6 +149,33 @@ fn what_can_be_skipped_is_refused_and_the_connection_goes_on() {
     assert_eq!(client.refusal().1.code, ErrorCode::TooLarge);
     still_serves(&mut client);
     assert_eq!(broker.snapshot(0).input_bytes.0, 0);
+}
+
+#[test]
+fn a_topic_that_is_named_often_is_listed_once() {
+    let mut broker = Broker::start(1, config());
+    let mut client = broker.client();
+    let metadata =
+        |names: Vec<String>| Request::Metadata(MetadataRequest { topics: Some(names), auto_create: false });
+    let mut names = vec!["often".to_owned(); 4_095];
+    names.push("once".to_owned());
+    client.send(&metadata(names.clone()), &[]);
+    let asked = broker.control.blocking_recv().unwrap();
+    let Request::Metadata(MetadataRequest { topics: Some(topics), .. }) = &asked.request else {
+        panic!("{:?}", asked.request)
+    };
+    assert_eq!(*topics, ["often", "once"]);
+    assert!(asked.answer_bytes_max <= 4 << 20);
+    // Until it is answered there is room for all that it may list.
+    let reserved = broker.snapshot(0).output_bytes.0;
+    assert_eq!(reserved, super::world::view(1).listing_bytes(Some(2)));
+    asked.reply.send(control_answer(&asked.request)).unwrap();
+    client.receive();
+    broker.until(0, |core| core.net.snapshot().output_bytes.0 == 0);
+    names.push("one too many".to_owned());
+    client.send(&metadata(names), &[]);
+    assert_eq!(client.refusal().1.code, ErrorCode::TooLarge);
+    still_serves(&mut client);
 }
 
 fn client_refusal(code: ErrorCode, why: &str) -> corelog_wire::message::Refusal {

@@ -96,6 +96,42 @@ fn a_fetch_waits_for_the_first_record() {
 }
 
 #[test]
+fn fetches_that_wait_do_not_hold_up_their_connection() {
+    let broker = Broker::start(1, NetConfig { in_flight_max: 8, parked_max: 100, ..config() });
+    let mut client = broker.client();
+    // All consumers of a client share its connection.
+    for partition in 0..50 {
+        client.send(&fetch(30_000, 1 << 20, &[(tp(partition % 4), 0)]), &[]);
+    }
+    broker.until(0, |core| core.shard.parked() == 50);
+    assert_eq!(broker.snapshot(0).output_bytes.0, 0, "what waits reserves nothing");
+    let (request, payload) = produce(Acks::All, &[(tp(5), batch(tp(5), b"past them"))]);
+    let produced = client.send(&request, &payload);
+    assert_eq!(client.receive().prelude.correlation.get(), produced);
+    // They are bounded as well.
+    for _ in 0..100 {
+        client.send(&fetch(30_000, 1 << 20, &[(tp(6), 0)]), &[]);
+    }
+    broker.until(0, |core| core.shard.parked() == 100);
+    broker.client().ask(&Request::ListOffsets(ListOffsetsRequest { rows: vec![] }));
+    assert_eq!(broker.on(0, |core| core.shard.parked()), 100);
+}
+
+#[test]
+fn a_fetch_waits_for_as_many_bytes_as_it_asks_for() {
+    let broker = Broker::start(1, config());
+    let (mut reader, mut writer) = (broker.client(), broker.client());
+    let record = batch(tp(0), &[1; 1_000]);
+    writer.produce(&[(tp(0), record.clone())]);
+    let Request::Fetch(request) = fetch(30_000, 1 << 20, &[(tp(0), 0)]) else { unreachable!() };
+    let min_bytes = u32::try_from(record.len()).unwrap() + 1;
+    reader.send(&Request::Fetch(corelog_wire::message::FetchRequest { min_bytes, ..request }), &[]);
+    broker.until(0, |core| core.shard.parked() == 1);
+    writer.produce(&[(tp(0), record.clone())]);
+    assert_eq!(reader.fetched().1.len(), 2 * record.len());
+}
+
+#[test]
 fn a_client_that_leaves_is_forgotten() {
     let broker = Broker::start(1, config());
     let mut reader = broker.client();

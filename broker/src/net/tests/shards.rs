@@ -1,6 +1,6 @@
 //! Several shards: connections go where they want to be, requests go where their partitions are.
 
-use super::world::{Broker, Client, batch, config, fetch, frame, hello, produce, tp};
+use super::world::{Broker, Client, PATIENCE, batch, config, fetch, frame, hello, produce, tp};
 use crate::net::{NetConfig, View};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{ShardId, TopicId, TopicPartition};
@@ -149,6 +149,30 @@ fn a_busy_shard_does_not_starve_the_others_of_a_fetch() {
     }
     let (answer, _) = reader.fetch(&fetch(1_000, 1 << 20, &[(tp(0), 0), (tp(1), 0)]));
     assert!(answer.rows.iter().all(|row| row.bytes > 0), "{answer:?}");
+}
+
+#[test]
+fn a_fetch_across_shards_that_finds_no_room_to_wait_asks_nobody_else() {
+    let broker = Broker::start(2, config());
+    let (mut reader, _) = Client::greeted(broker.address, Some(1));
+    // The other shard stands still until the way to it is full.
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let standing = scope.spawn(|| broker.on(0, move |_| gone.recv_timeout(PATIENCE).is_err()));
+        reader.send(&fetch(30_000, 1 << 20, &[(tp(0), 0), (tp(1), 0)]), &[]);
+        broker.until(1, |core| core.net.inner.forwarded_out.get() == 1);
+        broker.on(1, |core| core.net.inner.forwarded_out.set(1_000_000));
+        drop(go);
+        standing.join().unwrap();
+    });
+    let (answer, _) = reader.fetched();
+    let errors: Vec<_> = answer.rows.iter().map(|row| row.error).collect();
+    assert_eq!(errors, [ErrorCode::Throttled, ErrorCode::None]);
+    broker.on(1, |core| core.net.inner.forwarded_out.set(0));
+    assert_eq!(broker.on(1, |core| (core.shard.parked(), core.net.snapshot().in_flight)), (0, 0));
+    // Whoever was asked in spite of that would answer now.
+    reader.produce(&[(tp(1), batch(tp(1), b"late"))]);
+    assert_eq!(reader.fetch(&fetch(0, 1 << 20, &[(tp(1), 0)])).0.rows.len(), 1);
 }
 
 #[test]

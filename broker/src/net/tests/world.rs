@@ -79,6 +79,14 @@ impl FakeShard {
         self.log.borrow().get(&tp).map_or(0, Vec::len)
     }
 
+    /// Looks at the parked fetches again, as the step does that moves a high watermark.
+    pub(super) fn wake(&self) {
+        let parked = self.parked.take();
+        for fetch in parked {
+            self.fetch(fetch);
+        }
+    }
+
     /// Fills a partition directly.
     pub(super) fn append(&self, tp: TopicPartition, batch: Bytes) {
         self.log.borrow_mut().entry(tp).or_default().push(batch);
@@ -101,10 +109,7 @@ impl FakeShard {
         } else {
             self.answers.answer(request, Answer::Produce(ProduceAnswer { throttle_ms: 0, rows }));
         }
-        let parked = self.parked.take();
-        for fetch in parked {
-            self.fetch(fetch);
-        }
+        self.wake();
     }
 
     fn append_row(&self, ProduceRow { tp, batch }: ProduceRow) -> ProducedRow {

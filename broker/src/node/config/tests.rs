@@ -125,12 +125,12 @@ fn overrides_are_read_as_what_their_key_takes() {
         "broker.id=3",
         "metadata.endpoints=[]",
         "listen.address=[::1]:1234",
-        "memory.bytes_max=536870912",
+        "memory.bytes_max=2147483648",
     ];
     let config = file(DATA_DIR, &sets, &host()).unwrap();
     assert_eq!((config.cluster.as_str(), config.broker), ("7", BrokerId::new(3)));
     assert_eq!(config.listen.to_string(), "[::1]:1234");
-    assert_eq!(config.memory_bytes_max, 512 << 20);
+    assert_eq!(config.memory_bytes_max, 2 << 30);
     let sets = ["broker.data_dir=/a=b", "storage.disk_bytes_max=50%"];
     let config = file("", &sets, &host()).unwrap();
     assert_eq!(config.data_dir, Path::new("/a=b"));
@@ -217,7 +217,8 @@ fn what_cannot_be_started_is_refused_with_what_could() {
         ),
         (
             &["memory.bytes_max=100MiB"],
-            "memory.bytes_max = 100MiB cannot be used: 4 shards need at least 256MiB",
+            "memory.bytes_max = 100MiB cannot be used: 4 shards with journals of 256MiB need at least 1280MiB, 64MiB \
+             and a journal each: allow more, or use fewer broker.shards",
         ),
         (&["listen.admin=127.0.0.1:9640"], "listen.address uses it already"),
         (&["listen.address=0.0.0.0:9640"], "listen.advertised is missing"),
@@ -232,6 +233,27 @@ fn what_cannot_be_started_is_refused_with_what_could() {
         let error = file(DATA_DIR, sets, &host()).unwrap_err().to_string();
         assert!(error.contains(said), "{sets:?} gave {error}");
     }
+}
+
+#[test]
+fn memory_holds_what_is_in_the_journals_and_no_segment_yet() {
+    let least = "memory.bytes_max=1280MiB";
+    assert!(file(DATA_DIR, &[least], &host()).is_ok());
+    let larger = file(DATA_DIR, &[least, "storage.journal_bytes=257MiB"], &host()).unwrap_err();
+    assert!(larger.to_string().contains("at least 1284MiB"), "{larger}");
+    assert!(file(DATA_DIR, &["memory.bytes_max=512MiB", "storage.journal_bytes=64MiB"], &host()).is_ok());
+    // By default half of the machine's memory, which may be too little for a shard on each CPU.
+    let small = Host { memory_bytes: 2 << 30, ..host() };
+    let error = file(DATA_DIR, &[], &small).unwrap_err().to_string();
+    assert!(error.contains("use fewer broker.shards or smaller storage.journal_bytes"), "{error}");
+    assert!(file(DATA_DIR, &["broker.shards=3"], &small).is_ok());
+}
+
+#[test]
+fn settings_without_effect_are_named() {
+    assert!(file(DATA_DIR, &[], &host()).unwrap().ineffective.is_empty());
+    let config = file(DATA_DIR, &["broker.rack=a", "storage.segment_pool_bytes=1GiB"], &host()).unwrap();
+    assert_eq!(config.ineffective, ["broker.rack", "storage.segment_pool_bytes"]);
 }
 
 #[test]
