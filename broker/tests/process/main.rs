@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 mod dev;
+mod disk_full;
 mod hostile;
 mod kill;
 mod round_trip;
 mod support;
+mod wire;
