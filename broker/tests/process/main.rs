@@ -4,7 +4,6 @@
 
 mod dev;
 mod disk_full;
-mod hostile;
 mod kill;
 mod round_trip;
 mod support;
