@@ -1,17 +1,30 @@
 //! `corelog dev` as a new user meets it: quick, small, on loopback, clean to stop, and honest about what it found.
 
-use crate::support::{Broker, CORELOG, data_folder, path};
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use crate::support::{Broker, CORELOG, data_folder, get, path};
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub(crate) fn get(address: &str, what: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {what} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+/// The most that an idle broker with one shard may have resident: 60 MB.
+const IDLE_BYTES_MAX: u64 = 60_000_000;
+/// The longest that a start on an empty directory may take, the process's own start included.
+const READY_MAX: Duration = Duration::from_millis(150);
+
+#[test]
+fn an_empty_directory_is_served_quickly() {
+    let mut best = Duration::MAX;
+    // What else goes on here disturbs some of the starts.
+    for _ in 0..10 {
+        let folder = data_folder();
+        let broker = Broker::dev(folder.path(), 0, 1);
+        best = best.min(broker.took);
+        assert_eq!(broker.interrupt(), Some(0));
+        if best <= READY_MAX {
+            break;
+        }
+    }
+    println!("ready after {best:?}");
+    assert!(best <= READY_MAX, "ready after {best:?} at the best");
 }
 
 #[test]
@@ -20,15 +33,16 @@ fn a_new_broker_is_small_and_stops_cleanly_and_the_second_start_says_what_it_rec
     let broker = Broker::dev(folder.path(), 0, 1);
     assert!(broker.address.starts_with("127.0.0.1:"), "loopback only: {}", broker.address);
     assert!(broker.said.contains("new"), "{}", broker.said);
-    let idle = broker.resident_kib();
-    assert!(idle <= 60_000, "{idle} KiB resident");
+    let idle = broker.resident_kib() * 1_024;
+    println!("{idle} bytes resident when ready");
+    assert!(idle <= IDLE_BYTES_MAX, "{idle} bytes resident");
     let ready: serde_json::Value =
         serde_json::from_slice(&std::fs::read(path(&folder, "ready.json")).unwrap()).unwrap();
     assert_eq!(ready["address"], broker.address.as_str());
-    assert!(get(&broker.admin, "/healthz").starts_with("HTTP/1.1 200"));
-    assert!(get(&broker.admin, "/readyz").starts_with("HTTP/1.1 200"));
+    assert!(broker.get("/healthz").starts_with("HTTP/1.1 200"));
+    assert!(broker.get("/readyz").starts_with("HTTP/1.1 200"));
     broker.succeed(&["produce", "greetings"], b"hello\nworld\n");
-    assert!(get(&broker.admin, "/metrics").contains("corelog_"));
+    assert!(broker.get("/metrics").contains("corelog_"));
     let port = broker.port();
     assert_eq!(broker.interrupt(), Some(0));
     assert!(!path(&folder, "ready.json").exists(), "a stopped broker is not ready");

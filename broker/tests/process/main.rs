@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 mod dev;
-mod hostile;
+mod disk_full;
 mod kill;
 mod round_trip;
 mod support;
+mod wire;

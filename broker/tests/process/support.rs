@@ -1,8 +1,10 @@
 //! A broker process for the tests: started on free ports, read until it says that it serves, ended by its pid.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The binary under test.
 pub(crate) const CORELOG: &str = env!("CARGO_BIN_EXE_corelog");
@@ -21,6 +23,8 @@ pub(crate) struct Broker {
     pub(crate) admin: String,
     /// What it said when it was ready.
     pub(crate) said: String,
+    /// From its start as a process until it said so.
+    pub(crate) took: Duration,
 }
 
 impl Broker {
@@ -38,6 +42,7 @@ impl Broker {
 
     /// Starts a broker by any command and returns when it serves.
     pub(crate) fn start(command: &mut Command) -> Self {
+        let began = Instant::now();
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
@@ -45,12 +50,13 @@ impl Broker {
         while !said.contains("Ctrl-C") {
             assert!(stdout.read_line(&mut said).unwrap() > 0, "the broker ended before it served: {said}");
         }
+        let took = began.elapsed();
         let word_after = |what: &str| {
             let rest = &said[said.find(what).unwrap() + what.len()..];
             rest.split([' ', '/', '\n']).next().unwrap().to_owned()
         };
         let (address, admin) = (word_after(" serves "), word_after("http://"));
-        Self { child, address, admin, said }
+        Self { child, address, admin, said, took }
     }
 
     /// Its process.
@@ -65,9 +71,26 @@ impl Broker {
 
     /// Resident memory in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    /// A size in KiB from the system's account of the process.
+    pub(crate) fn status_kib(&self, what: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(what)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// What its administration answers to a GET.
+    pub(crate) fn get(&self, what: &str) -> String {
+        get(&self.admin, what)
+    }
+
+    /// A number of `/metrics`, by its name and labels.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let text = self.get("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).trim().parse().unwrap()
     }
 
     /// `kill -9`, and its end awaited.
@@ -103,12 +126,29 @@ impl Broker {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         std::thread::scope(|scope| {
             // A command that ends early closes its input; what it said tells why.
-            scope.spawn(move || drop(std::io::Write::write_all(&mut stdin, input)));
+            scope.spawn(move || drop(stdin.write_all(input)));
             let reading = scope.spawn(|| stderr.read_to_end(&mut err).unwrap());
             stdout.read_to_end(&mut out).unwrap();
             reading.join().unwrap();
         });
         Output { status: child.wait().unwrap(), stdout: out, stderr: err }
+    }
+
+    /// Runs a client command that must succeed, without input, and hands its standard output over as it comes.
+    pub(crate) fn stream<R>(&self, args: &[&str], take: impl FnOnce(&mut BufReader<ChildStdout>) -> R) -> R {
+        let mut child = Command::new(CORELOG)
+            .args(args)
+            .env("CORELOG_BOOTSTRAP", &self.address)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::with_capacity(1 << 20, child.stdout.take().unwrap());
+        let taken = take(&mut stdout);
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{args:?} ended with {status}");
+        taken
     }
 
     /// Runs a client command that must succeed; gives its standard output.
@@ -133,6 +173,29 @@ pub(crate) fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |value| value.parse().unwrap())
 }
 
+/// Something that this host wrote itself, whatever host it is: the log of its package manager, another log, or, where there
+/// is no log that may be read, what the kernel says of itself. At most 8 MiB of it.
+pub(crate) fn host_log() -> Vec<u8> {
+    let named = [
+        "/var/log/dpkg.log",
+        "/var/log/syslog",
+        "/var/log/messages",
+        "/var/log/dnf.rpm.log",
+        "/var/log/pacman.log",
+    ];
+    let others = ["/var/lib/dpkg/status", "/proc/kallsyms", "/proc/cpuinfo"];
+    let logs = std::fs::read_dir("/var/log").into_iter().flatten().flatten().map(|entry| entry.path());
+    let candidates =
+        named.into_iter().map(PathBuf::from).chain(logs).chain(others.into_iter().map(PathBuf::from));
+    let read = candidates.filter(|path| path.is_file()).find_map(|path| {
+        let mut bytes = Vec::new();
+        std::fs::File::open(&path).and_then(|file| file.take(8 << 20).read_to_end(&mut bytes)).ok()?;
+        println!("the host's own log: {}", path.display());
+        (!bytes.is_empty()).then_some(bytes)
+    });
+    read.unwrap()
+}
+
 /// Pseudo-random numbers (splitmix64) from a seed that a failing test prints.
 pub(crate) struct Random(pub(crate) u64);
 
@@ -155,4 +218,13 @@ impl Random {
 /// A file of the test's data folder.
 pub(crate) fn path(folder: &tempfile::TempDir, name: &str) -> PathBuf {
     folder.path().join(name)
+}
+
+/// What is answered to a GET.
+pub(crate) fn get(address: &str, what: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {what} HTTP/1.1\r\nHost: broker\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }
