@@ -160,6 +160,11 @@ impl Reader {
         if log.request != Some(id) {
             return;
         }
+        if log.failure.as_ref().is_some_and(|failure| !failure.is_retriable()) {
+            // It stands until the taker seeks: nothing beyond it may be taken, and no reset may put it aside.
+            log.request = None;
+            return;
+        }
         match row.error {
             ErrorCode::None => {}
             ErrorCode::OffsetOutOfRange => return self.out_of_range(now, partition, row),

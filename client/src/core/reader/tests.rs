@@ -254,6 +254,29 @@ fn a_gap_an_old_batch_or_one_of_another_topic_is_damage() {
 }
 
 #[test]
+fn damage_found_when_a_batch_is_opened_stays_although_the_next_was_asked_for_already() {
+    let mut rotten = batch(0, 7..9);
+    let at = rotten.len() - 12;
+    rotten[at] ^= 1;
+    let words = "damaged data in partition 0 near offset 7: the body's checksum is wrong";
+    for reset in [None, Some(Start::Latest)] {
+        for ahead in [Ok(batch(0, 9..11)), Err(ErrorCode::OffsetOutOfRange)] {
+            let mut rig = Rig::ready(ReaderConfig { reset, ..from(Start::Offset(7)) }, 1);
+            rig.fetched(&[Ok(rotten.clone())]);
+            assert_eq!(rig.said().last().unwrap(), "fetch 0@9", "it is asked for before anything is taken");
+            assert_eq!(rig.taken().unwrap(), words);
+            rig.fetched(&[ahead]);
+            assert_eq!((rig.taken().unwrap(), rig.taken().unwrap()), (words.to_owned(), words.to_owned()));
+            assert_eq!((rig.reader.position(0), rig.said()), (Some(7), vec![]));
+            rig.reader.seek(0, Start::Offset(9)).unwrap();
+            rig.handle(Input::Tick);
+            rig.fetched(&[Ok(batch(0, 9..11))]);
+            assert_eq!(rig.taken().unwrap(), "0:9..11");
+        }
+    }
+}
+
+#[test]
 fn an_offset_outside_is_an_error_unless_a_reset_was_chosen() {
     let mut rig = Rig::ready(from(Start::Offset(1)), 1);
     rig.fetched(&[Err(ErrorCode::OffsetOutOfRange)]);
