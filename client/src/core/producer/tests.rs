@@ -197,6 +197,22 @@ fn it_asks_for_its_topic_then_for_a_name_and_takes_records_in_between() {
 }
 
 #[test]
+fn a_broker_that_is_busy_or_stopping_is_asked_for_the_topic_again() {
+    for (code, at_once) in
+        [(ErrorCode::Throttled, false), (ErrorCode::ShuttingDown, false), (ErrorCode::UnknownTopic, true)]
+    {
+        let mut rig = Rig::new(config());
+        let id = rig.take(Kind::Metadata).id;
+        rig.answer(id, Answer::Refused { kind: Kind::Metadata, refusal: Refusal::new(code, "no") });
+        let refused = rig.append(0).unwrap_err();
+        assert_eq!(matches!(refused, AppendRefusal::Failed(_)), at_once, "{code}: {refused:?}");
+        rig.wait();
+        rig.tell_topic(1);
+        rig.append(1).unwrap();
+    }
+}
+
+#[test]
 fn five_batches_are_under_way_and_the_sixth_waits() {
     let mut rig = Rig::ready(config(), 1);
     (0..7).for_each(|number| drop(rig.append(number)));

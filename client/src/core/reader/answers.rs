@@ -133,7 +133,7 @@ impl Reader {
         self.topic_attempts = self.topic_attempts.saturating_add(1);
         self.topic_again_at = Some(now + self.config.backoff.after(self.topic_attempts, &mut self.random));
         self.topic_stale = true;
-        if self.topic.is_none() && matches!(error, Error::Refused { .. }) {
+        if self.topic.is_none() && error.is_final_for_topics() {
             // Said again after each attempt, so that a taker who tries again waits for the next.
             self.complaint = Some(error.clone());
         }

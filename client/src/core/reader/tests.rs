@@ -331,6 +331,23 @@ fn trouble_is_waited_out_and_told_when_it_lasts() {
 }
 
 #[test]
+fn a_broker_that_is_busy_or_stopping_is_asked_for_the_topic_again() {
+    for (code, at_once) in
+        [(ErrorCode::Throttled, false), (ErrorCode::ShuttingDown, false), (ErrorCode::UnknownTopic, true)]
+    {
+        let mut rig = Rig::new(from(Start::Offset(0)));
+        let id = rig.take(Kind::Metadata).id;
+        let refusal = corelog_wire::message::Refusal::new(code, "no");
+        rig.answer(id, Answer::Refused { kind: Kind::Metadata, refusal }, vec![]);
+        assert_eq!(rig.taken().is_some(), at_once, "{code}");
+        rig.wait();
+        rig.tell_topic(1);
+        rig.fetched(&[Ok(batch(0, 0..2))]);
+        assert_eq!(rig.taken().unwrap(), "0:0..2");
+    }
+}
+
+#[test]
 fn what_is_buffered_is_bounded() {
     let config = ReaderConfig {
         prefetch_bytes_max: 4_000,
