@@ -21,6 +21,9 @@ use crate::error::Error;
 
 /// Longest header of an answer that is taken.
 const ANSWER_HEADER_BYTES_MAX: u32 = 4 << 20;
+/// The same of Metadata, which may speak of all topics: 100,000 partitions, which is what a shard takes, each the only one
+/// of a topic whose name is of the longest kind, are 40 MB.
+const METADATA_HEADER_BYTES_MAX: u32 = 64 << 20;
 /// Longest payload of an answer to Fetch: the broker's 16 MiB, or a single largest batch.
 const FETCH_PAYLOAD_BYTES_MAX: u32 = 32 << 20;
 /// How much is read at once while no long frame is awaited.
@@ -306,9 +309,9 @@ impl<T> Connection<T> {
     /// Whether this frame is awaited and within its caps: asked before a byte is reserved for it.
     fn check_prelude(&self, bytes: &[u8; PRELUDE_BYTES]) -> Result<Prelude, Error> {
         let broken = |error: frame::FrameError| Error::protocol(error.to_string());
-        let caps =
-            Caps { header_bytes_max: ANSWER_HEADER_BYTES_MAX, payload_bytes_max: FETCH_PAYLOAD_BYTES_MAX };
-        let prelude = Prelude::decode(bytes, &caps).map_err(broken)?;
+        let widest =
+            Caps { header_bytes_max: METADATA_HEADER_BYTES_MAX, payload_bytes_max: FETCH_PAYLOAD_BYTES_MAX };
+        let prelude = Prelude::decode(bytes, &widest).map_err(broken)?;
         if !prelude.answer {
             return Err(Error::protocol("it sent a request"));
         }
@@ -322,8 +325,9 @@ impl<T> Connection<T> {
         }
         let caps = match awaited.kind {
             Kind::Hello => Caps::BEFORE_HELLO,
-            Kind::Fetch => caps,
-            _ => Caps { payload_bytes_max: 0, ..caps },
+            Kind::Metadata => Caps { payload_bytes_max: 0, ..widest },
+            Kind::Fetch => Caps { header_bytes_max: ANSWER_HEADER_BYTES_MAX, ..widest },
+            _ => Caps { header_bytes_max: ANSWER_HEADER_BYTES_MAX, payload_bytes_max: 0 },
         };
         prelude.check_caps(&caps).map_err(broken)?;
         Ok(prelude)
