@@ -291,6 +291,27 @@ fn a_request_without_an_answer_is_done_when_its_last_byte_is_written() {
 }
 
 #[test]
+fn a_broker_that_takes_no_bytes_loses_the_connection_at_the_deadline_of_a_request_without_an_answer() {
+    let mut rig = Rig::greeted();
+    let produce = corelog_wire::message::ProduceRequest {
+        acks: corelog_wire::message::Acks::None,
+        deadline_ms: 0,
+        rows: vec![],
+    };
+    rig.submit("a", Request::Produce(produce.clone()), vec![Bytes::from_static(&[1; 8])], 9, false);
+    rig.submit("b", Request::Produce(produce), vec![Bytes::from_static(&[2; 8])], 5, false);
+    rig.handle(Input::Written(1));
+    assert_eq!(rig.connection.deadline(), Some(rig.now + Duration::from_secs(5)));
+    rig.now += Duration::from_secs(5);
+    rig.handle(Input::Tick);
+    rig.check(&[
+        "a: Produce was not done within its deadline",
+        "b: Produce was not done within its deadline",
+        "close: Produce was not done within its deadline",
+    ]);
+}
+
+#[test]
 fn the_topics_of_the_largest_broker_are_taken() {
     let partition = MetadataPartition {
         partition: 0,
