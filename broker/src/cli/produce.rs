@@ -1,7 +1,8 @@
 //! `corelog produce`: a file or standard input, record by record, into a topic.
 //!
 //! Invariants: the records are the input, byte for byte, in its order per partition; the command succeeds only if each
-//! was acknowledged; with JSON output a line is written for each acknowledged record, and for no other.
+//! was acknowledged; with JSON output a line is written for each acknowledged record, and for no other, as long as
+//! somebody reads them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
@@ -102,15 +103,14 @@ impl Job {
 
     /// Waits for everything that was handed over.
     async fn close(&mut self) -> Result<(), Failure> {
-        let acknowledged = match &mut self.json {
+        match &mut self.json {
             Some(json) => {
                 let (closed, written) = tokio::join!(self.producer.close(), json.write_all());
-                written?;
-                closed
+                // A record that is not there matters more than a line that is not.
+                closed.map_err(Failure::from).and(written)
             }
-            None => self.producer.close().await,
-        };
-        Ok(acknowledged?)
+            None => self.producer.close().await.map_err(Failure::from),
+        }
     }
 }
 
@@ -144,6 +144,8 @@ struct Acknowledged {
 
 impl Acknowledged {
     fn new(args: &ProduceArgs) -> Self {
+    /// Nobody reads the lines any more. The records are sent all the same.
+    unread: bool,
         Self {
             waiting: BTreeMap::new(),
             out: BufWriter::with_capacity(64 << 10, io::stdout()),
@@ -153,6 +155,7 @@ impl Acknowledged {
     }
 
     async fn send_chunk(
+            unread: false,
         &mut self,
         args: &ProduceArgs,
         producer: &Producer,
@@ -168,7 +171,9 @@ impl Acknowledged {
                     written = self.write_some() => written?,
                 }
             };
-            self.waiting.entry(ticket.partition()).or_default().push_back(ticket);
+            if !self.unread {
+                self.waiting.entry(ticket.partition()).or_default().push_back(ticket);
+            }
             records += 1;
         }
         Ok(records)
@@ -177,8 +182,14 @@ impl Acknowledged {
     /// Waits for acknowledgements and writes those that are there; for ever if none is awaited.
     async fn write_some(&mut self) -> Result<(), Failure> {
         let acknowledged = poll_fn(|cx| self.poll(cx)).await;
-        for delivery in acknowledged {
-            self.write(&delivery).map_err(|error| Failure::output(&error))?;
+        let written = acknowledged.iter().try_for_each(|delivery| self.write(delivery));
+        match written.and_then(|()| self.out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.unread = true;
+                self.waiting.clear();
+                Ok(())
+            }
+            written => written.map_err(|error| Failure::output(&error)),
         }
         self.out.flush().map_err(|error| Failure::output(&error))
     }

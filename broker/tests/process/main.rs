@@ -5,5 +5,6 @@
 mod dev;
 mod hostile;
 mod kill;
+mod output;
 mod round_trip;
 mod support;
