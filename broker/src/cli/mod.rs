@@ -15,11 +15,13 @@ mod progress;
 mod topic;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use corelog_client::Client;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::args::{Cli, ClientArgs, Command};
 pub use self::args::{DevArgs, DoctorArgs, OutputFormat, ServeArgs};
 use self::failure::Failure;
@@ -80,11 +82,49 @@ async fn connect(args: &ClientArgs) -> Result<Client, Failure> {
     Ok(builder.connect().await?)
 }
 
-/// Ends with [`Failure::Interrupted`] when the user presses Ctrl-C.
-async fn interrupted() -> Failure {
-    match tokio::signal::ctrl_c().await {
-        Ok(()) => Failure::Interrupted,
-        Err(_) => std::future::pending().await,
+/// Ctrl-C, as often as the user presses it from now on.
+struct Interrupts {
+    /// None if the system refuses to tell: then the signal ends the process by itself.
+    signal: Option<Signal>,
+}
+
+impl Interrupts {
+    fn new() -> Self {
+        Self { signal: signal(SignalKind::interrupt()).ok() }
+    }
+
+    /// Ends with [`Failure::Interrupted`] when the user presses Ctrl-C once more.
+    async fn next(&mut self) -> Failure {
+        if let Some(signal) = &mut self.signal
+            && signal.recv().await.is_some()
+        {
+            return Failure::Interrupted;
+        }
+        std::future::pending().await
+    }
+}
+
+/// Writes a line to standard error; where that is closed there is nobody to tell.
+fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Writes to standard output at once.
+fn print(text: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text).and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
+}
+
+/// Writes an error to standard error: its short name, its text, and what to do next if that is known.
+pub fn report(output: OutputFormat, name: &str, text: &str, help: &str) {
+    match output {
+        // The text often ends with the advice.
+        OutputFormat::Text if text.ends_with(help) => complain(&format!("corelog: {text}")),
+        OutputFormat::Text => complain(&format!("corelog: {text}\n  {help}")),
+        OutputFormat::Json => {
+            let error = serde_json::json!({"error": {"code": name, "message": text, "help": help}});
+            complain(&error.to_string());
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::args::ProduceArgs;
 use super::failure::Failure;
 use super::input::{self, Pieces};
 use super::progress::Progress;
-use super::{OutputFormat, connect, interrupted};
+use super::{Interrupts, OutputFormat, complain, connect};
 
 /// How long what was taken may take to be delivered after Ctrl-C.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ pub(super) async fn run(args: ProduceArgs, output: OutputFormat) -> Result<(), F
     // Before the broker is asked for anything: an input that cannot be read is no reason to create a topic.
     let (source, length) = input::open(args.file.as_deref())?;
     if args.file.is_none() && io::stdin().is_terminal() && output == OutputFormat::Text {
-        eprintln!("One record a line; Ctrl-D ends.");
+        complain("One record a line; Ctrl-D ends.");
     }
     let client = connect(&args.client).await?;
     let mut builder = client
@@ -46,12 +46,16 @@ pub(super) async fn run(args: ProduceArgs, output: OutputFormat) -> Result<(), F
         producer,
         args,
     };
+    let mut interrupts = Interrupts::new();
     let sent = tokio::select! {
         sent = job.send() => sent,
-        interrupt = interrupted() => Err(interrupt),
+        interrupt = interrupts.next() => Err(interrupt),
     };
     let patience = if sent.is_ok() { Duration::MAX } else { LAST_WORDS };
-    let closed = tokio::time::timeout(patience, job.close()).await;
+    let closed = tokio::select! {
+        closed = tokio::time::timeout(patience, job.close()) => closed,
+        interrupt = interrupts.next() => Ok(Err(interrupt)),
+    };
     match (sent, closed) {
         (Err(failure), _) | (Ok(()), Ok(Err(failure))) => Err(failure),
         (Ok(()), Ok(Ok(()))) => {
@@ -140,22 +144,22 @@ struct Acknowledged {
     topic: String,
     /// Nothing is acknowledged at all.
     silent: bool,
+    /// Nobody reads the lines any more. The records are sent all the same.
+    unread: bool,
 }
 
 impl Acknowledged {
     fn new(args: &ProduceArgs) -> Self {
-    /// Nobody reads the lines any more. The records are sent all the same.
-    unread: bool,
         Self {
             waiting: BTreeMap::new(),
             out: BufWriter::with_capacity(64 << 10, io::stdout()),
             topic: serde_json::Value::from(args.topic.as_str()).to_string(),
             silent: args.acks.acks() == Acks::None,
+            unread: false,
         }
     }
 
     async fn send_chunk(
-            unread: false,
         &mut self,
         args: &ProduceArgs,
         producer: &Producer,
@@ -191,7 +195,6 @@ impl Acknowledged {
             }
             written => written.map_err(|error| Failure::output(&error)),
         }
-        self.out.flush().map_err(|error| Failure::output(&error))
     }
 
     async fn write_all(&mut self) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! What commands write and how they end: when nobody reads it, when Ctrl-C comes, and when a program wants JSON.
 
 use crate::support::{Broker, CORELOG, data_folder, path};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +21,10 @@ fn unread() -> PipeWriter {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     writer
+}
+
+fn interrupt(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::INT).unwrap();
 }
 
 /// Looks again and again until there is something to see.
@@ -80,4 +85,33 @@ fn records_are_sent_although_nobody_reads_the_acknowledgements() {
         ["produce", "small", "--output", "json", "--batch-bytes", "2048", "--file", file.to_str().unwrap()];
     let status = command(&broker.address, &args).stdout(unread()).status().unwrap();
     assert_eq!(status.code(), Some(3), "refused");
+}
+
+#[test]
+fn ctrl_c_ends_a_command_also_while_it_waits_for_the_last_acknowledgements() {
+    let folder = data_folder();
+    let broker = Broker::dev(folder.path(), 0, 1);
+    broker.succeed(&["produce", "t"], b"first\n");
+    let mut consume = command(&broker.address, &["consume", "t"]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(consume.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "first\n");
+    interrupt(&consume);
+    assert_eq!(code(consume), Some(130));
+
+    let args = ["produce", "t", "--output", "json"];
+    let mut produce = command(&broker.address, &args).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = produce.stdin.take().unwrap();
+    let mut acknowledged = BufReader::new(produce.stdout.take().unwrap());
+    input.write_all(b"second\n").unwrap();
+    acknowledged.read_line(&mut line).unwrap();
+    let process = |pid: u32, what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap();
+    kill_process(Pid::from_raw(i32::try_from(broker.pid()).unwrap()).unwrap(), Signal::STOP).unwrap();
+    wait_for("the broker stops", || process(broker.pid(), "status").contains("State:\tT").then_some(()));
+    input.write_all(b"third\n").unwrap();
+    drop(input);
+    // The thread that reads the input ends with it; what is left waits for the broker.
+    wait_for("the input ends", || process(produce.id(), "status").contains("Threads:\t1\n").then_some(()));
+    interrupt(&produce);
+    assert_eq!(code(produce), Some(130));
 }
