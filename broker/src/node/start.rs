@@ -1,39 +1,45 @@
 //! The commands that run a broker: `corelog dev` and `corelog serve`.
 //!
-//! Called by `main`. Says on standard output what a person needs to go on, and on standard error what went wrong and
-//! what to do. Exit codes: 0 stopped cleanly, 1 fault, 2 configuration.
+//! Called by `main`. Says on standard output what a person needs to go on, or a program (one line of JSON), and on
+//! standard error what went wrong and what to do. Exit codes: 0 stopped cleanly, 1 fault, 2 configuration.
 
 use super::boot::{self, BootError, Ready};
 use super::config::{Config, ConfigError, DevOptions, Host};
-use crate::cli::{DevArgs, ServeArgs};
+use crate::cli::{self, DevArgs, OutputFormat, ServeArgs};
 use corelog_core::journal::Verdict;
 use std::fmt::Write;
+use std::io::Write as _;
 use std::process::ExitCode;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 /// Runs a broker to try things out.
 #[must_use]
-pub fn dev(args: DevArgs) -> ExitCode {
+pub fn dev(args: DevArgs, output: OutputFormat) -> ExitCode {
     let DevArgs { data_dir, port, admin_port, shards } = args;
     let options =
         DevOptions { data_dir, port: Some(port), admin_port: Some(admin_port), shards: Some(shards) };
     // Several brokers may share the machine, and so the first CPU: they are better off where the system puts them.
-    run(Config::dev(&options, &[], &Host::probe()), false, |ready| print!("{}", welcome(ready)))
+    run(Config::dev(&options, &[], &Host::probe()), false, output, welcome)
 }
 
 /// Runs a broker by its configuration file.
 #[must_use]
-pub fn serve(args: ServeArgs) -> ExitCode {
+pub fn serve(args: ServeArgs, output: OutputFormat) -> ExitCode {
     let ServeArgs { config, set } = args;
-    run(Config::serve(Some(&config), &set, &Host::probe()), true, |ready| print!("{}", brief(ready)))
+    run(Config::serve(Some(&config), &set, &Host::probe()), true, output, brief)
 }
 
-fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready)) -> ExitCode {
+fn run(
+    config: Result<Config, ConfigError>,
+    pin: bool,
+    output: OutputFormat,
+    words: fn(&Ready) -> String,
+) -> ExitCode {
     let config = match config {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("corelog: {error}");
+            cli::report(output, "USAGE", &error.to_string(), "");
             return ExitCode::from(2);
         }
     };
@@ -48,14 +54,25 @@ fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready
         .with_env_filter(filter)
         .with_target(false)
         .init();
+    let ready = |ready: &Ready| {
+        let text = match output {
+            OutputFormat::Text => words(ready),
+            OutputFormat::Json => json(ready),
+        };
+        // A broker serves whether or not somebody reads this.
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    };
     match boot::run(&config, pin, ready) {
         Ok(()) => {
             tracing::info!("stopped; everything acknowledged is on disk");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("corelog: {error}");
-            ExitCode::from(if matches!(error, BootError::OtherLayout { .. }) { 2 } else { 1 })
+            let (name, code) =
+                if matches!(error, BootError::OtherLayout { .. }) { ("USAGE", 2) } else { ("FAULT", 1) };
+            cli::report(output, name, &error.to_string(), "");
+            ExitCode::from(code)
         }
     }
 }
@@ -78,6 +95,26 @@ fn welcome(ready: &Ready) -> String {
         ready.admin,
     );
     text
+}
+
+/// What both say to programs.
+fn json(ready: &Ready) -> String {
+    let recovered = ready.reports.iter().enumerate().filter(|_| !ready.is_new).map(|(shard, report)| {
+        let damaged = matches!(report.verdict, Verdict::Corrupt { .. });
+        serde_json::json!({"shard": shard, "damaged": damaged, "summary": report.to_string()})
+    });
+    let recovered: Vec<_> = recovered.collect();
+    let line = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "address": ready.address.to_string(),
+        "admin": ready.admin.to_string(),
+        "data_dir": ready.data_dir.to_string_lossy(),
+        "is_new": ready.is_new,
+        "shards": ready.shards,
+        "took_ms": u64::try_from(ready.took.as_millis()).unwrap_or(u64::MAX),
+        "recovered": recovered,
+    });
+    format!("{line}\n")
 }
 
 fn brief(ready: &Ready) -> String {

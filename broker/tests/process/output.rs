@@ -2,6 +2,7 @@
 
 use crate::support::{Broker, CORELOG, data_folder, path};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use std::io::{BufRead, BufReader, PipeWriter, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -88,6 +89,16 @@ fn records_are_sent_although_nobody_reads_the_acknowledgements() {
 }
 
 #[test]
+fn a_closed_output_is_no_reason_to_abort() {
+    let completions = command("127.0.0.1:9", &["completions", "bash"]).stdout(unread()).status().unwrap();
+    assert_eq!(completions.code(), Some(0), "its reader has what it wanted");
+    for (args, expected) in [(&["topic", "list"][..], 4), (&["topic", "list", "--output", "json"], 4)] {
+        let status = command("127.0.0.1:9", args).stderr(unread()).status().unwrap();
+        assert_eq!(status.code(), Some(expected), "{args:?}");
+    }
+}
+
+#[test]
 fn ctrl_c_ends_a_command_also_while_it_waits_for_the_last_acknowledgements() {
     let folder = data_folder();
     let broker = Broker::dev(folder.path(), 0, 1);
@@ -114,4 +125,53 @@ fn ctrl_c_ends_a_command_also_while_it_waits_for_the_last_acknowledgements() {
     wait_for("the input ends", || process(produce.id(), "status").contains("Threads:\t1\n").then_some(()));
     interrupt(&produce);
     assert_eq!(code(produce), Some(130));
+}
+
+#[test]
+fn programs_get_json_from_a_broker_that_starts_and_from_a_wrong_command_line() {
+    let folder = data_folder();
+    let data = path(&folder, "data");
+    let start = |expected: &str| {
+        let args = ["dev", "--output", "json", "--port", "0", "--admin-port", "0", "--shards", "2"];
+        let mut child = Command::new(CORELOG)
+            .args(args)
+            .arg("--data-dir")
+            .arg(&data)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        interrupt(&child);
+        assert_eq!(code(child), Some(0), "{expected}: {line}");
+        serde_json::from_str::<Value>(&line).unwrap()
+    };
+    let ready = start("a new broker");
+    for field in ["address", "admin"] {
+        let address: std::net::SocketAddr = ready[field].as_str().unwrap().parse().unwrap();
+        assert!(address.ip().is_loopback() && address.port() > 0, "{ready}");
+    }
+    assert_eq!((&ready["shards"], &ready["is_new"]), (&Value::from(2), &Value::from(true)), "{ready}");
+    assert_eq!(ready["data_dir"], data.to_str().unwrap());
+    assert!(ready["took_ms"].is_u64() && ready["recovered"].as_array().unwrap().is_empty(), "{ready}");
+    let again = start("the same once more");
+    assert_eq!(again["recovered"].as_array().unwrap().len(), 2, "{again}");
+    assert_eq!(again["recovered"][1]["damaged"], false, "{again}");
+
+    let data = data.to_str().unwrap();
+    let wrong: [&[&str]; 4] = [
+        &["topic", "list", "--nonsense", "--output", "json"],
+        &["--output=json", "nonsense"],
+        &["--output", "json", "topic"],
+        &["dev", "--output", "json", "--shards", "1", "--data-dir", data, "--port", "0", "--admin-port", "0"],
+    ];
+    for args in wrong {
+        let output = command("127.0.0.1:9", args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        // A broker's log goes to standard error too.
+        let error: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!(error["error"]["code"], "USAGE", "{args:?}: {said}");
+        assert!(!error["error"]["message"].as_str().unwrap().is_empty(), "{args:?}: {said}");
+    }
 }
