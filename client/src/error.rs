@@ -172,6 +172,15 @@ impl Error {
         }
     }
 
+    /// Whether whoever looks for a topic is told at once: the broker refuses for another reason than that it is busy or
+    /// stopping. A topic that does not exist may be created yet, but hardly by waiting.
+    pub(crate) fn is_final_for_topics(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => *code == ErrorCode::UnknownTopic || !code.is_retriable(),
+            _ => false,
+        }
+    }
+
     /// The broker's code, if a broker's refusal is at the bottom of this.
     #[must_use]
     pub fn code(&self) -> Option<ErrorCode> {

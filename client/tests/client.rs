@@ -498,6 +498,15 @@ async fn topics_are_administered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_offsets_of_many_partitions_are_asked_for_in_portions() {
+    // The broker in memory spreads them over two shards, of which each has more than a request may ask for.
+    let broker = Broker::new().with_topic("t", 9_000);
+    let admin = broker.client().await.admin();
+    let listed = admin.list_offsets("t", Start::Latest).await.unwrap();
+    assert!(listed.iter().map(|listed| listed.partition).eq(0..9_000));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broker_that_is_not_there_is_told_at_once_and_awaited_later() {
     let broker = Broker::new().with_topic("t", 1);
     broker.world.lock().unwrap().down = true;

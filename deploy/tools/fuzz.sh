@@ -10,7 +10,7 @@ install_tool cargo-fuzz cargo-fuzz 0.13.2
 
 found=''
 # Without a sanitizer the stable compiler will do, and our code has next to no unsafe for one to watch.
-for package in wire broker; do
+for package in wire broker client; do
     [ -f "$package/fuzz/Cargo.toml" ] || continue
     for target in $(cargo fuzz list --fuzz-dir "$package/fuzz"); do
         say "== $package: $target"

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/../.."
 
 sh deploy/tools/prerequisites.sh test
 cargo clippy --locked --workspace --all-targets -- -D warnings
+cargo clippy --locked -p corelog-client --features glommio --all-targets -- -D warnings
 if command -v shellcheck >/dev/null; then
     shellcheck -x .ci/run deploy/tools/*.sh
 else

@@ -12,7 +12,7 @@ use super::args::ConsumeArgs;
 use super::failure::Failure;
 use super::format::{Format, Template};
 use super::progress::Progress;
-use super::{OutputFormat, connect, interrupted};
+use super::{Interrupts, OutputFormat, connect};
 
 /// What is gathered before it is written.
 const OUT_BYTES: usize = 1 << 20;
@@ -43,9 +43,10 @@ pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), F
     let progress = Progress::new(None, output, stdout.is_terminal());
     let out = BufWriter::with_capacity(OUT_BYTES, stdout);
     let mut job = Job { format, ends, remaining: args.count, out, progress };
+    let mut interrupts = Interrupts::new();
     let copied = tokio::select! {
         copied = job.copy(&reader) => copied,
-        interrupt = interrupted() => Err(interrupt),
+        interrupt = interrupts.next() => Err(interrupt),
     };
     let flushed = job.out.flush().map_err(|error| Failure::output(&error));
     reader.close();

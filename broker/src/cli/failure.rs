@@ -73,15 +73,7 @@ impl Failure {
     /// Writes the error to standard error and gives the exit code.
     pub(super) fn report(&self, output: OutputFormat) -> ExitCode {
         if let Some((name, text, help)) = self.words() {
-            match output {
-                // The broker's own words often end with the advice.
-                OutputFormat::Text if text.ends_with(help) => eprintln!("corelog: {text}"),
-                OutputFormat::Text => eprintln!("corelog: {text}\n  {help}"),
-                OutputFormat::Json => {
-                    let error = serde_json::json!({"error": {"code": name, "message": text, "help": help}});
-                    eprintln!("{error}");
-                }
-            }
+            super::report(output, name, &text, help);
         }
         ExitCode::from(self.code())
     }

@@ -15,10 +15,13 @@ mod progress;
 mod topic;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use corelog_client::Client;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::args::{Cli, ClientArgs, Command};
 pub use self::args::{DevArgs, DoctorArgs, OutputFormat, ServeArgs};
@@ -27,35 +30,67 @@ use self::failure::Failure;
 /// The commands that are not a client's.
 pub struct Server {
     /// `corelog dev`: a broker for trying things out.
-    pub dev: fn(DevArgs) -> ExitCode,
+    pub dev: fn(DevArgs, OutputFormat) -> ExitCode,
     /// `corelog serve`: a broker by its configuration.
-    pub serve: fn(ServeArgs) -> ExitCode,
+    pub serve: fn(ServeArgs, OutputFormat) -> ExitCode,
     /// `corelog doctor`: what stands in the way of a broker on this machine.
     pub doctor: fn(DoctorArgs, OutputFormat) -> ExitCode,
 }
 
 /// Does what the command line asks for. The first of `args` is the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>, server: &Server) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are errors in this sense too, with exit code 0.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return misused(&error, &args),
     };
     let output = cli.output;
     match cli.command {
-        Command::Dev(args) => (server.dev)(args),
-        Command::Serve(args) => (server.serve)(args),
+        Command::Dev(args) => (server.dev)(args, output),
+        Command::Serve(args) => (server.serve)(args, output),
         Command::Doctor(args) => (server.doctor)(args, output),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "corelog", &mut std::io::stdout());
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "corelog", &mut script);
+            ended(output, print(&script))
         }
         Command::Topic(args) => client_command(output, topic::run(args, output)),
         Command::Produce(args) => client_command(output, produce::run(args, output)),
         Command::Consume(args) => client_command(output, consume::run(args, output)),
+    }
+}
+
+/// What clap has to say instead of arguments. Help and version are errors in this sense too, with exit code 0.
+fn misused(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    let text = error.render().to_string();
+    let text = text.trim_end();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => drop(error.print()),
+        _ if !wants_json(args) => drop(error.print()),
+        // Its text is the whole help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            report(OutputFormat::Json, "USAGE", "a command or an argument is missing", text);
+        }
+        _ => {
+            let (text, help) = text.split_once("\n\n").unwrap_or((text, ""));
+            let text = text.strip_prefix("error: ").unwrap_or(text);
+            report(OutputFormat::Json, "USAGE", text, help);
+        }
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// Whether arguments that clap does not understand as a whole ask for JSON.
+fn wants_json(args: &[OsString]) -> bool {
+    let options: Vec<&OsString> = args.iter().take_while(|argument| *argument != "--").collect();
+    options.contains(&&OsString::from("--output=json"))
+        || options.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json")
+}
+
+fn ended(output: OutputFormat, result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(output),
     }
 }
 
@@ -68,10 +103,7 @@ fn client_command(output: OutputFormat, command: impl Future<Output = Result<(),
     let result = runtime.block_on(command);
     // Whatever is still under way in the background has nobody who waits for it.
     runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(output),
-    }
+    ended(output, result)
 }
 
 /// A client of the broker that the arguments name.
@@ -80,11 +112,49 @@ async fn connect(args: &ClientArgs) -> Result<Client, Failure> {
     Ok(builder.connect().await?)
 }
 
-/// Ends with [`Failure::Interrupted`] when the user presses Ctrl-C.
-async fn interrupted() -> Failure {
-    match tokio::signal::ctrl_c().await {
-        Ok(()) => Failure::Interrupted,
-        Err(_) => std::future::pending().await,
+/// Ctrl-C, as often as the user presses it from now on.
+struct Interrupts {
+    /// None if the system refuses to tell: then the signal ends the process by itself.
+    signal: Option<Signal>,
+}
+
+impl Interrupts {
+    fn new() -> Self {
+        Self { signal: signal(SignalKind::interrupt()).ok() }
+    }
+
+    /// Ends with [`Failure::Interrupted`] when the user presses Ctrl-C once more.
+    async fn next(&mut self) -> Failure {
+        if let Some(signal) = &mut self.signal
+            && signal.recv().await.is_some()
+        {
+            return Failure::Interrupted;
+        }
+        std::future::pending().await
+    }
+}
+
+/// Writes a line to standard error; where that is closed there is nobody to tell.
+fn complain(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Writes to standard output at once.
+fn print(text: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text).and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
+}
+
+/// Writes an error to standard error: its short name, its text, and what to do next if that is known.
+pub fn report(output: OutputFormat, name: &str, text: &str, help: &str) {
+    match output {
+        // The text often ends with the advice.
+        OutputFormat::Text if text.ends_with(help) => complain(&format!("corelog: {text}")),
+        OutputFormat::Text => complain(&format!("corelog: {text}\n  {help}")),
+        OutputFormat::Json => {
+            let error = serde_json::json!({"error": {"code": name, "message": text, "help": help}});
+            complain(&error.to_string());
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! `corelog produce`: a file or standard input, record by record, into a topic.
 //!
 //! Invariants: the records are the input, byte for byte, in its order per partition; the command succeeds only if each
-//! was acknowledged; with JSON output a line is written for each acknowledged record, and for no other.
+//! was acknowledged; with JSON output a line is written for each acknowledged record, and for no other, as long as
+//! somebody reads them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
@@ -16,7 +17,7 @@ use super::args::ProduceArgs;
 use super::failure::Failure;
 use super::input::{self, Pieces};
 use super::progress::Progress;
-use super::{OutputFormat, connect, interrupted};
+use super::{Interrupts, OutputFormat, complain, connect};
 
 /// How long what was taken may take to be delivered after Ctrl-C.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -25,7 +26,7 @@ pub(super) async fn run(args: ProduceArgs, output: OutputFormat) -> Result<(), F
     // Before the broker is asked for anything: an input that cannot be read is no reason to create a topic.
     let (source, length) = input::open(args.file.as_deref())?;
     if args.file.is_none() && io::stdin().is_terminal() && output == OutputFormat::Text {
-        eprintln!("One record a line; Ctrl-D ends.");
+        complain("One record a line; Ctrl-D ends.");
     }
     let client = connect(&args.client).await?;
     let mut builder = client
@@ -45,12 +46,16 @@ pub(super) async fn run(args: ProduceArgs, output: OutputFormat) -> Result<(), F
         producer,
         args,
     };
+    let mut interrupts = Interrupts::new();
     let sent = tokio::select! {
         sent = job.send() => sent,
-        interrupt = interrupted() => Err(interrupt),
+        interrupt = interrupts.next() => Err(interrupt),
     };
     let patience = if sent.is_ok() { Duration::MAX } else { LAST_WORDS };
-    let closed = tokio::time::timeout(patience, job.close()).await;
+    let closed = tokio::select! {
+        closed = tokio::time::timeout(patience, job.close()) => closed,
+        interrupt = interrupts.next() => Ok(Err(interrupt)),
+    };
     match (sent, closed) {
         (Err(failure), _) | (Ok(()), Ok(Err(failure))) => Err(failure),
         (Ok(()), Ok(Ok(()))) => {
@@ -102,15 +107,14 @@ impl Job {
 
     /// Waits for everything that was handed over.
     async fn close(&mut self) -> Result<(), Failure> {
-        let acknowledged = match &mut self.json {
+        match &mut self.json {
             Some(json) => {
                 let (closed, written) = tokio::join!(self.producer.close(), json.write_all());
-                written?;
-                closed
+                // A record that is not there matters more than a line that is not.
+                closed.map_err(Failure::from).and(written)
             }
-            None => self.producer.close().await,
-        };
-        Ok(acknowledged?)
+            None => self.producer.close().await.map_err(Failure::from),
+        }
     }
 }
 
@@ -140,6 +144,8 @@ struct Acknowledged {
     topic: String,
     /// Nothing is acknowledged at all.
     silent: bool,
+    /// Nobody reads the lines any more. The records are sent all the same.
+    unread: bool,
 }
 
 impl Acknowledged {
@@ -149,6 +155,7 @@ impl Acknowledged {
             out: BufWriter::with_capacity(64 << 10, io::stdout()),
             topic: serde_json::Value::from(args.topic.as_str()).to_string(),
             silent: args.acks.acks() == Acks::None,
+            unread: false,
         }
     }
 
@@ -168,7 +175,9 @@ impl Acknowledged {
                     written = self.write_some() => written?,
                 }
             };
-            self.waiting.entry(ticket.partition()).or_default().push_back(ticket);
+            if !self.unread {
+                self.waiting.entry(ticket.partition()).or_default().push_back(ticket);
+            }
             records += 1;
         }
         Ok(records)
@@ -177,10 +186,15 @@ impl Acknowledged {
     /// Waits for acknowledgements and writes those that are there; for ever if none is awaited.
     async fn write_some(&mut self) -> Result<(), Failure> {
         let acknowledged = poll_fn(|cx| self.poll(cx)).await;
-        for delivery in acknowledged {
-            self.write(&delivery).map_err(|error| Failure::output(&error))?;
+        let written = acknowledged.iter().try_for_each(|delivery| self.write(delivery));
+        match written.and_then(|()| self.out.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.unread = true;
+                self.waiting.clear();
+                Ok(())
+            }
+            written => written.map_err(|error| Failure::output(&error)),
         }
-        self.out.flush().map_err(|error| Failure::output(&error))
     }
 
     async fn write_all(&mut self) -> Result<(), Failure> {

@@ -47,7 +47,8 @@ impl Progress {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
             let took = self.started.elapsed();
-            eprintln!("{what} {} records, {} in {took:.1?}", self.records, BinaryBytes(self.bytes));
+            let bytes = BinaryBytes(self.bytes);
+            super::complain(&format!("{what} {} records, {bytes} in {took:.1?}", self.records));
         }
     }
 }

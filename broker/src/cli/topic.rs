@@ -1,7 +1,5 @@
 //! `corelog topic`: create, list, describe, alter, delete.
 
-use std::io::{self, Write};
-
 use corelog_client::{Admin, NewTopic, Topic, TopicChange, TopicDescription};
 use serde_json::json;
 
@@ -152,8 +150,7 @@ fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
+    super::print(text.as_bytes())
 }
 
 #[cfg(test)]

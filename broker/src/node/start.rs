@@ -1,12 +1,13 @@
 //! The commands that run a broker: `corelog dev` and `corelog serve`.
 //!
-//! Called by `main`. Says on standard output what a person needs to go on, and on standard error what went wrong and
-//! what to do. Exit codes: 0 stopped cleanly, 1 fault, 2 configuration, 130 interrupted while it stopped.
+//! Called by `main`. Says on standard output what a person needs to go on, or a program (one line of JSON), and on
+//! standard error what went wrong and what to do. Exit codes: 0 stopped cleanly, 1 fault, 2 configuration, 130
+//! interrupted while it stopped.
 
 use super::boot::{self, BootError, Ready};
 use super::config::{Config, ConfigError, DevOptions, Host};
 use super::descriptors;
-use crate::cli::{DevArgs, ServeArgs};
+use crate::cli::{self, DevArgs, OutputFormat, ServeArgs};
 use corelog_core::journal::Verdict;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -16,26 +17,31 @@ use tracing_subscriber::EnvFilter;
 
 /// Runs a broker to try things out.
 #[must_use]
-pub fn dev(args: DevArgs) -> ExitCode {
+pub fn dev(args: DevArgs, output: OutputFormat) -> ExitCode {
     let DevArgs { data_dir, port, admin_port, shards } = args;
     let options =
         DevOptions { data_dir, port: Some(port), admin_port: Some(admin_port), shards: Some(shards) };
     // Several brokers may share the machine, and so the first CPU: they are better off where the system puts them.
-    run(Config::dev(&options, &[], &Host::probe()), false, |ready| say(&welcome(ready)))
+    run(Config::dev(&options, &[], &Host::probe()), false, output, welcome)
 }
 
 /// Runs a broker by its configuration file.
 #[must_use]
-pub fn serve(args: ServeArgs) -> ExitCode {
+pub fn serve(args: ServeArgs, output: OutputFormat) -> ExitCode {
     let ServeArgs { config, set } = args;
-    run(Config::serve(Some(&config), &set, &Host::probe()), true, |ready| say(&brief(ready)))
+    run(Config::serve(Some(&config), &set, &Host::probe()), true, output, brief)
 }
 
-fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready)) -> ExitCode {
+fn run(
+    config: Result<Config, ConfigError>,
+    pin: bool,
+    output: OutputFormat,
+    words: fn(&Ready) -> String,
+) -> ExitCode {
     let config = match config {
         Ok(config) => config,
         Err(error) => {
-            complain(&error);
+            cli::report(output, "USAGE", &error.to_string(), "");
             return ExitCode::from(2);
         }
     };
@@ -54,27 +60,27 @@ fn run(config: Result<Config, ConfigError>, pin: bool, ready: impl FnOnce(&Ready
     for key in &config.ineffective {
         tracing::warn!("{key} is set and has no effect in this version");
     }
+    let ready = |ready: &Ready| {
+        let text = match output {
+            OutputFormat::Text => words(ready),
+            OutputFormat::Json => json(ready),
+        };
+        // A broker serves whether or not somebody reads this.
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    };
     match boot::run(&config, pin, ready) {
         Ok(()) => {
             tracing::info!("stopped; everything acknowledged is on disk");
             ExitCode::SUCCESS
         }
         Err(error) => {
-            complain(&error);
-            ExitCode::from(if matches!(error, BootError::OtherLayout { .. }) { 2 } else { 1 })
+            let (name, code) =
+                if matches!(error, BootError::OtherLayout { .. }) { ("USAGE", 2) } else { ("FAULT", 1) };
+            cli::report(output, name, &error.to_string(), "");
+            ExitCode::from(code)
         }
     }
-}
-
-/// Says something to whoever listens. A reader that is gone is no reason to end a healthy broker.
-fn say(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _nobody_reads = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-/// Says why the broker does not run.
-fn complain(error: &dyn std::error::Error) {
-    let _nobody_reads = writeln!(std::io::stderr(), "corelog: {error}");
 }
 
 /// Raises the limit on open files and says what it lets connections have.
@@ -93,7 +99,7 @@ fn raise_descriptors(shards: u16) {
             descriptors::CONNECTIONS_MAX
         );
     } else {
-        tracing::info!(limit, was, connections, "open files allowed, and connections of each shard");
+        tracing::debug!(limit, was, connections, "open files allowed, and connections of each shard");
     }
 }
 
@@ -115,6 +121,26 @@ fn welcome(ready: &Ready) -> String {
         ready.admin,
     );
     text
+}
+
+/// What both say to programs.
+fn json(ready: &Ready) -> String {
+    let recovered = ready.reports.iter().enumerate().filter(|_| !ready.is_new).map(|(shard, report)| {
+        let damaged = matches!(report.verdict, Verdict::Corrupt { .. });
+        serde_json::json!({"shard": shard, "damaged": damaged, "summary": report.to_string()})
+    });
+    let recovered: Vec<_> = recovered.collect();
+    let line = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "address": ready.address.to_string(),
+        "admin": ready.admin.to_string(),
+        "data_dir": ready.data_dir.to_string_lossy(),
+        "is_new": ready.is_new,
+        "shards": ready.shards,
+        "took_ms": u64::try_from(ready.took.as_millis()).unwrap_or(u64::MAX),
+        "recovered": recovered,
+    });
+    format!("{line}\n")
 }
 
 fn brief(ready: &Ready) -> String {

@@ -5,6 +5,7 @@
 mod dev;
 mod disk_full;
 mod kill;
+mod output;
 mod round_trip;
 mod support;
 mod wire;

@@ -21,6 +21,9 @@ use crate::error::Error;
 
 /// Longest header of an answer that is taken.
 const ANSWER_HEADER_BYTES_MAX: u32 = 4 << 20;
+/// The same of Metadata, which may speak of all topics: 100,000 partitions, which is what a shard takes, each the only one
+/// of a topic whose name is of the longest kind, are 40 MB.
+const METADATA_HEADER_BYTES_MAX: u32 = 64 << 20;
 /// Longest payload of an answer to Fetch: the broker's 16 MiB, or a single largest batch.
 const FETCH_PAYLOAD_BYTES_MAX: u32 = 32 << 20;
 /// How much is read at once while no long frame is awaited.
@@ -105,7 +108,15 @@ struct Awaited<T> {
 struct Piece<T> {
     bytes: Bytes,
     /// Whose request is done when this piece was written.
-    done: Option<T>,
+    done: Option<Silent<T>>,
+}
+
+/// A request that gets no answer, until its last byte is written.
+#[derive(Debug)]
+struct Silent<T> {
+    token: Option<T>,
+    kind: Kind,
+    deadline: Instant,
 }
 
 /// The state of one connection.
@@ -169,7 +180,8 @@ impl<T> Connection<T> {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let held = self.held.iter().map(|submission| submission.deadline);
-        self.awaited.values().map(|awaited| awaited.deadline).chain(held).min()
+        let silent = self.silent().map(|silent| silent.deadline);
+        self.awaited.values().map(|awaited| awaited.deadline).chain(held).chain(silent).min()
     }
 
     /// Where to read to, and how many bytes at most; the room is reserved. A long frame is asked for exactly, so that
@@ -200,6 +212,11 @@ impl<T> Connection<T> {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.greeting.is_some() && self.awaited.is_empty() && self.outgoing.is_empty()
+    }
+
+    /// The requests without an answer that are not written yet.
+    fn silent(&self) -> impl Iterator<Item = &Silent<T>> {
+        self.outgoing.iter().filter_map(|piece| piece.done.as_ref())
     }
 
     fn submit(&mut self, submission: Submission<T>, out: &mut Vec<Effect<T>>) {
@@ -245,7 +262,7 @@ impl<T> Connection<T> {
         if answered {
             self.awaited.insert(correlation, Awaited { token, kind, deadline });
         } else if let Some(last) = self.outgoing.back_mut() {
-            last.done = token;
+            last.done = Some(Silent { token, kind, deadline });
         }
     }
 
@@ -256,7 +273,8 @@ impl<T> Connection<T> {
                 return;
             }
             bytes -= piece.bytes.len();
-            if let Some(token) = self.outgoing.pop_front().and_then(|piece| piece.done) {
+            let done = self.outgoing.pop_front().and_then(|piece| piece.done);
+            if let Some(token) = done.and_then(|silent| silent.token) {
                 out.push(Effect::Sent { token });
             }
         }
@@ -306,9 +324,9 @@ impl<T> Connection<T> {
     /// Whether this frame is awaited and within its caps: asked before a byte is reserved for it.
     fn check_prelude(&self, bytes: &[u8; PRELUDE_BYTES]) -> Result<Prelude, Error> {
         let broken = |error: frame::FrameError| Error::protocol(error.to_string());
-        let caps =
-            Caps { header_bytes_max: ANSWER_HEADER_BYTES_MAX, payload_bytes_max: FETCH_PAYLOAD_BYTES_MAX };
-        let prelude = Prelude::decode(bytes, &caps).map_err(broken)?;
+        let widest =
+            Caps { header_bytes_max: METADATA_HEADER_BYTES_MAX, payload_bytes_max: FETCH_PAYLOAD_BYTES_MAX };
+        let prelude = Prelude::decode(bytes, &widest).map_err(broken)?;
         if !prelude.answer {
             return Err(Error::protocol("it sent a request"));
         }
@@ -322,8 +340,9 @@ impl<T> Connection<T> {
         }
         let caps = match awaited.kind {
             Kind::Hello => Caps::BEFORE_HELLO,
-            Kind::Fetch => caps,
-            _ => Caps { payload_bytes_max: 0, ..caps },
+            Kind::Metadata => Caps { payload_bytes_max: 0, ..widest },
+            Kind::Fetch => Caps { header_bytes_max: ANSWER_HEADER_BYTES_MAX, ..widest },
+            _ => Caps { header_bytes_max: ANSWER_HEADER_BYTES_MAX, payload_bytes_max: 0 },
         };
         prelude.check_caps(&caps).map_err(broken)?;
         Ok(prelude)
@@ -375,10 +394,13 @@ impl<T> Connection<T> {
     }
 
     fn expire(&mut self, now: Instant, out: &mut Vec<Effect<T>>) {
-        let late = self.awaited.values().find(|awaited| awaited.deadline <= now);
-        if let Some(late) = late {
-            let what = late.kind.name();
-            self.close(Error::deadline(what, None), out);
+        let awaited = self.awaited.values().map(|awaited| (awaited.deadline, awaited.kind));
+        // A broker that takes no bytes is no better than one that gives none; nor can a request be taken back of which
+        // some bytes may have been written.
+        let silent = self.silent().map(|silent| (silent.deadline, silent.kind));
+        let late = awaited.chain(silent).find(|(deadline, _)| *deadline <= now);
+        if let Some((_, kind)) = late {
+            self.close(Error::deadline(kind.name(), None), out);
             return;
         }
         let (late, held) = std::mem::take(&mut self.held).into_iter().partition(|held| held.deadline <= now);
@@ -394,6 +416,7 @@ impl<T> Connection<T> {
         let awaited = std::mem::take(&mut self.awaited).into_values().filter_map(|awaited| awaited.token);
         let held = std::mem::take(&mut self.held).into_iter().map(|held| held.token);
         let unwritten = std::mem::take(&mut self.outgoing).into_iter().filter_map(|piece| piece.done);
+        let unwritten = unwritten.filter_map(|silent| silent.token);
         for token in awaited.chain(held).chain(unwritten) {
             out.push(Effect::Failed { token, error: error.clone() });
         }

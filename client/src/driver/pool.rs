@@ -96,8 +96,15 @@ impl Pool {
             Target::Any => state.any(&self.bootstrap),
         };
         // A driver that has just ended is replaced once; a new one takes everything.
+        let mut unserved = None;
         for _ in 0..2 {
-            let line = state.line(self, &destination);
+            let line = match state.line(self, &destination) {
+                Ok(line) => line,
+                Err(job) => {
+                    unserved = Some(job);
+                    break;
+                }
+            };
             match line.submissions.send(submission) {
                 Ok(()) => return,
                 Err(mpsc::error::SendError(back)) => submission = back,
@@ -105,6 +112,8 @@ impl Pool {
             state.connections.remove(&destination);
         }
         drop(state);
+        // Its end is told to the pool, which takes the lock.
+        drop(unserved);
         submission.token.failed(Error::Closed);
     }
 
@@ -163,7 +172,8 @@ impl State {
         Destination { address: address.cloned().unwrap_or_default(), shard: None }
     }
 
-    fn line(&mut self, pool: &Arc<Pool>, destination: &Destination) -> &Line {
+    /// The connection to this destination, or a new one; the job of the new one comes back if the runtime is gone.
+    fn line(&mut self, pool: &Arc<Pool>, destination: &Destination) -> Result<&Line, ConnectionJob> {
         if !self.connections.contains_key(destination) {
             let number = self.next_line;
             self.next_line += 1;
@@ -176,10 +186,44 @@ impl State {
                 number,
                 submissions: receiver,
             };
-            // If the runtime is gone, the job is dropped with its receiver, and the submission comes back.
-            let _ = pool.commands.send(Command::Connect(job));
+            if let Err(mpsc::error::SendError(Command::Connect(job))) =
+                pool.commands.send(Command::Connect(job))
+            {
+                return Err(job);
+            }
             self.connections.insert(destination.clone(), Line { number, greeted: false, submissions });
         }
-        &self.connections[destination]
+        Ok(&self.connections[destination])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use corelog_wire::message::{InitProducerIdRequest, Request};
+    use std::time::Instant;
+
+    #[test]
+    fn a_request_fails_when_the_runtime_is_gone() {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        drop(receiver);
+        let pool = Arc::new(Pool::new("t".into(), vec!["a:1".into()], Duration::from_secs(5), commands));
+        let outgoing = Outgoing {
+            id: RequestId::new(7),
+            target: Target::Any,
+            request: Request::InitProducerId(InitProducerIdRequest {}),
+            payload: vec![],
+            deadline: Instant::now() + Duration::from_secs(5),
+            answered: true,
+        };
+        let (inputs, mut replies) = mpsc::unbounded_channel();
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            pool.submit(outgoing, &inputs);
+            done.send(()).unwrap();
+        });
+        ended.recv_timeout(Duration::from_secs(30)).expect("it does not wait for itself");
+        let reply = replies.try_recv();
+        assert!(matches!(&reply, Ok(Input::Failed { error: Error::Closed, .. })), "{reply:?}");
     }
 }

@@ -47,6 +47,9 @@ pub(crate) enum Fault {
     Rot,
 }
 
+/// Rows in one request, as a broker takes them.
+const ROWS_MAX: usize = 4_096;
+
 /// One stored batch.
 #[derive(Clone)]
 pub(crate) struct Stored {
@@ -315,6 +318,7 @@ impl World {
                 let rows = request.rows.iter().map(|row| self.produce(row, payload, fault)).collect();
                 Answer::Produce(ProduceAnswer { throttle_ms: 0, rows })
             }
+            Request::ListOffsets(request) if request.rows.len() > ROWS_MAX => refused(ErrorCode::TooLarge),
             Request::ListOffsets(request) => {
                 let rows = request.rows.iter().map(|row| self.list(row)).collect();
                 Answer::ListOffsets(ListOffsetsAnswer { rows })

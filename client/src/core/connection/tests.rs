@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use corelog_wire::ids::BrokerId;
-use corelog_wire::message::{FetchAnswer, FetchRequest, MetadataAnswer, MetadataRequest};
+use corelog_wire::error::ErrorCode;
+use corelog_wire::ids::{BrokerId, LeaderEpoch, TopicId};
+use corelog_wire::message::{
+    FetchAnswer, FetchRequest, MetadataAnswer, MetadataPartition, MetadataRequest, MetadataTopic,
+};
 
 use super::*;
 
@@ -171,6 +174,12 @@ fn what_was_not_asked_for_ends_the_connection_before_a_byte_is_reserved() {
         let prelude = Prelude::answer(kind.as_u16(), CorrelationId::new(correlation), &header, payload_bytes);
         prelude.encode().to_vec()
     };
+    // One byte more than is taken; such headers are a multiple of 8 long.
+    let long = |correlation, kind: Kind, header_bytes: u32| {
+        let header = metadata().encode();
+        let prelude = Prelude::answer(kind.as_u16(), CorrelationId::new(correlation), &header, 0);
+        Prelude { header_bytes: header_bytes + 8, ..prelude }.encode().to_vec()
+    };
     let mut request = frame(1, &metadata(), b"");
     request[5] = 0;
     let crc = crc32fast_of(&request[..28]);
@@ -178,6 +187,8 @@ fn what_was_not_asked_for_ends_the_connection_before_a_byte_is_reserved() {
     for (bytes, words) in [
         (oversized(1, Kind::Metadata, 1), "exceed"),
         (oversized(1, Kind::Metadata, u32::MAX), "exceed"),
+        (long(1, Kind::Metadata, 64 << 20), "exceed"),
+        (long(2, Kind::Fetch, 4 << 20), "exceed"),
         (oversized(9, Kind::Metadata, 0), "was not asked for"),
         (oversized(0, Kind::Hello, 0), "was not asked for"),
         (oversized(1, Kind::Fetch, 0), "Metadata got an answer of kind 8"),
@@ -186,14 +197,16 @@ fn what_was_not_asked_for_ends_the_connection_before_a_byte_is_reserved() {
     ] {
         let mut rig = Rig::greeted();
         rig.ask("a", 9);
+        let fetch = FetchRequest { max_wait_ms: 0, min_bytes: 0, max_bytes: 0, rows: vec![] };
+        rig.submit("b", Request::Fetch(fetch), vec![], 9, true);
         rig.receive(&bytes, usize::MAX);
-        assert_eq!(rig.transcript.len(), 2, "{:?}", rig.transcript);
+        assert_eq!(rig.transcript.len(), 3, "{:?}", rig.transcript);
         assert!(
             rig.transcript[0].starts_with("a: ") && rig.transcript[0].contains(words),
             "{:?}",
             rig.transcript
         );
-        assert!(rig.transcript[1].starts_with("close: "));
+        assert!(rig.transcript[2].starts_with("close: "));
         assert_eq!(rig.connection.receive_room().0.len(), 0);
     }
 }
@@ -275,6 +288,51 @@ fn a_request_without_an_answer_is_done_when_its_last_byte_is_written() {
     rig.handle(Input::Written(1));
     rig.check(&["a: sent"]);
     assert!(rig.connection.is_idle());
+}
+
+#[test]
+fn a_broker_that_takes_no_bytes_loses_the_connection_at_the_deadline_of_a_request_without_an_answer() {
+    let mut rig = Rig::greeted();
+    let produce = corelog_wire::message::ProduceRequest {
+        acks: corelog_wire::message::Acks::None,
+        deadline_ms: 0,
+        rows: vec![],
+    };
+    rig.submit("a", Request::Produce(produce.clone()), vec![Bytes::from_static(&[1; 8])], 9, false);
+    rig.submit("b", Request::Produce(produce), vec![Bytes::from_static(&[2; 8])], 5, false);
+    rig.handle(Input::Written(1));
+    assert_eq!(rig.connection.deadline(), Some(rig.now + Duration::from_secs(5)));
+    rig.now += Duration::from_secs(5);
+    rig.handle(Input::Tick);
+    rig.check(&[
+        "a: Produce was not done within its deadline",
+        "b: Produce was not done within its deadline",
+        "close: Produce was not done within its deadline",
+    ]);
+}
+
+#[test]
+fn the_topics_of_the_largest_broker_are_taken() {
+    let partition = MetadataPartition {
+        partition: 0,
+        leader: Some(BrokerId::new(1)),
+        leader_epoch: LeaderEpoch::new(1),
+        shard: ShardId::new(1),
+        replicas: vec![BrokerId::new(1)],
+        in_sync_replicas: vec![BrokerId::new(1)],
+    };
+    let topic = |number: u32| MetadataTopic {
+        error: ErrorCode::None,
+        name: format!("{number:0>249}"),
+        id: TopicId::from_bytes([1; 16]),
+        partitions: vec![partition.clone()],
+    };
+    let topics = (0..100_000).map(topic).collect();
+    let answer = Answer::Metadata(MetadataAnswer { brokers: vec![], topics, revision: 3 });
+    let mut rig = Rig::greeted();
+    rig.ask("a", 9);
+    rig.receive(&frame(1, &answer, b""), usize::MAX);
+    rig.check(&["a: Metadata and 0 bytes"]);
 }
 
 #[test]

@@ -16,6 +16,8 @@ use crate::error::Error;
 enum Verdict {
     /// Send it again.
     Retry,
+    /// Send it again, and those behind it, under another name.
+    Rename,
     /// Give it up.
     Fail,
     /// Give everything up.
@@ -192,9 +194,13 @@ impl<T: Default> Producer<T> {
         let Some(queue) = self.queues.get_mut(sent.partition as usize) else { return };
         let Some(place) = queue.sealed.iter().position(|batch| batch.id == sent.batch) else { return };
         queue.in_flight -= 1;
-        queue.sealed[place].request = None;
-        match verdict(&error, place) {
-            Verdict::Retry => {
+        let batch = &mut queue.sealed[place];
+        batch.request = None;
+        batch.uncertain |= !was_not_appended(&error);
+        let may_rename = !batch.uncertain && queue.identity.is_some();
+        match verdict(&error, place, may_rename) {
+            verdict @ (Verdict::Retry | Verdict::Rename) => {
+                queue.forgotten |= matches!(verdict, Verdict::Rename);
                 if !queue.holding {
                     queue.holding = true;
                     queue.attempts = queue.attempts.saturating_add(1);
@@ -202,6 +208,10 @@ impl<T: Default> Producer<T> {
                     queue.again_at = Some(now + wait);
                 }
                 queue.sealed[place].last_error = Some(error.clone());
+                if queue.forgotten && queue.sealed.iter().any(|batch| batch.uncertain) {
+                    // One behind it may be in the log under the name that was forgotten since.
+                    queue.doom(&error);
+                }
                 if means_moved(&error) {
                     self.doubt_topic(now);
                 }
@@ -307,14 +317,38 @@ impl<T: Default> Producer<T> {
     }
 }
 
-/// What to do about a batch with `before` others of its partition unresolved before it.
-fn verdict(error: &Error, before: usize) -> Verdict {
+/// What to do about a batch with `before` others of its partition unresolved before it. It may be sent under another name
+/// if it has one and is certainly not in the log.
+fn verdict(error: &Error, before: usize, may_rename: bool) -> Verdict {
     match error {
         Error::Refused { code: ErrorCode::FencedProducer, .. } => Verdict::Fatal,
         // It does not follow because those before it were not accepted either, or are not known to be yet.
-        Error::Refused { code: ErrorCode::OutOfOrderSequence, .. } if before > 0 => Verdict::Retry,
+        Error::Refused { code: ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer, .. }
+            if before > 0 =>
+        {
+            Verdict::Retry
+        }
+        // An idle producer is forgotten after a while; what follows was not appended, so nothing can be there twice.
+        Error::Refused { code: ErrorCode::UnknownProducer, .. } if may_rename => Verdict::Rename,
         error if error.is_retriable() => Verdict::Retry,
         _ => Verdict::Fail,
+    }
+}
+
+/// Whether a batch that failed so is not in the log for certain, nor will be. The broker says these before it appends;
+/// others it may also say to those who wait for an acknowledgement.
+fn was_not_appended(error: &Error) -> bool {
+    match error {
+        Error::Refused { code, .. } => matches!(
+            code,
+            ErrorCode::Throttled
+                | ErrorCode::DiskFull
+                | ErrorCode::NotEnoughReplicas
+                | ErrorCode::OutOfOrderSequence
+                | ErrorCode::UnknownProducer
+        ),
+        Error::Unreachable { .. } => true,
+        _ => false,
     }
 }
 
@@ -328,6 +362,7 @@ fn means_moved(error: &Error) -> bool {
                 | ErrorCode::DiskFull
                 | ErrorCode::NotEnoughReplicas
                 | ErrorCode::OutOfOrderSequence
+                | ErrorCode::UnknownProducer
         ),
         _ => true,
     }

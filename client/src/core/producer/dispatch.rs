@@ -148,6 +148,13 @@ impl<T: Default> Producer<T> {
         if self.quiet.contains_key(leader) {
             return None;
         }
+        if queue.forgotten {
+            if *identity == queue.identity {
+                // The name is spent here; others may go on under it, this one waits for another.
+                *identity = None;
+            }
+            queue.rename((*identity)?, topic.tp(partition));
+        }
         if let Some(place) = queue.sealed.iter().position(|batch| batch.request.is_none()) {
             return Some((leader.clone(), place));
         }

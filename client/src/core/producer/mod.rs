@@ -319,7 +319,7 @@ impl<T: Default> Producer<T> {
         }
         let Some(topic) = &self.topic else {
             return Err(match &self.topic_error {
-                Some(error @ Error::Refused { .. }) => AppendRefusal::Failed(error.clone()),
+                Some(error) if error.is_final_for_topics() => AppendRefusal::Failed(error.clone()),
                 _ => AppendRefusal::NotReady,
             });
         };

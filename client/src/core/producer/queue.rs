@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
-use corelog_wire::batch::{Attributes, BatchFields, Compression, RECORDS_PER_BATCH_MAX, seal_body};
+use corelog_wire::batch::{
+    Attributes, BatchFields, Compression, HEADER_BYTES, RECORDS_PER_BATCH_MAX, parse_header, seal_body,
+};
 use corelog_wire::ids::{ProducerEpoch, ProducerId, Sequence, TopicPartition};
 use corelog_wire::keys::{TAG_HEADER, TAGS_PER_BATCH_MAX, bloom_of};
 use corelog_wire::records::RecordsBuilder;
@@ -52,6 +54,8 @@ pub(super) struct SealedBatch<T> {
     pub(super) request: Option<RequestId>,
     /// Why it is still here.
     pub(super) last_error: Option<Error>,
+    /// It may be in the log: it was sent, and what became of that is not known.
+    pub(super) uncertain: bool,
 }
 
 /// The batches of a partition.
@@ -69,6 +73,9 @@ pub(super) struct Queue<T> {
     pub(super) spent: Option<Identity>,
     /// A batch failed, so those behind it cannot follow: they fail too as soon as they are not in flight.
     pub(super) doomed: Option<Error>,
+    /// The broker has forgotten the name before any of the sealed batches was appended: once all have come back they are
+    /// sealed again under another.
+    pub(super) forgotten: bool,
     /// A batch was refused: nothing is sent until all in flight have come back.
     pub(super) holding: bool,
     pub(super) attempts: u32,
@@ -88,6 +95,7 @@ impl<T> Default for Queue<T> {
             next_sequence: Sequence::ZERO,
             spent: None,
             doomed: None,
+            forgotten: false,
             holding: false,
             attempts: 0,
             again_at: None,
@@ -114,12 +122,52 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Once nothing is left of what was sealed under a doomed name, the name is dropped.
+    /// Once nothing is left of what was sealed under a doomed or forgotten name, the name is dropped.
     pub(super) fn bury(&mut self) {
-        if self.sealed.is_empty() && self.doomed.take().is_some() {
-            self.spent = self.identity.take();
-            self.next_sequence = Sequence::ZERO;
+        if self.sealed.is_empty() && (self.doomed.take().is_some() || self.forgotten) {
+            self.spend();
         }
+    }
+
+    /// The name is not used again.
+    pub(super) fn spend(&mut self) {
+        self.forgotten = false;
+        self.spent = self.identity.take();
+        self.next_sequence = Sequence::ZERO;
+    }
+
+    /// Seals again what was sealed under a forgotten name, none of which was appended. The bodies are copied.
+    pub(super) fn rename(&mut self, identity: Identity, tp: TopicPartition) {
+        self.spend();
+        self.identity = Some(identity);
+        for batch in &mut self.sealed {
+            debug_assert!(batch.request.is_none() && !batch.uncertain);
+            batch.reseal(identity, self.next_sequence, tp);
+            self.next_sequence = self.next_sequence.advance(batch.records);
+        }
+    }
+}
+
+impl<T> SealedBatch<T> {
+    /// The same records under another name. Nothing changes if the bytes are not a batch of this partition, which would
+    /// be a bug: the broker refuses them then as it did before.
+    fn reseal(&mut self, identity: Identity, base_sequence: Sequence, tp: TopicPartition) {
+        let header = parse_header(&self.bytes, tp).map(|(header, _)| header);
+        debug_assert!(header.is_ok());
+        let Ok(header) = header else { return };
+        let fields = BatchFields {
+            attributes: header.attributes,
+            record_count: header.record_count,
+            last_offset_delta: header.last_offset_delta,
+            base_timestamp_ms: header.base_timestamp_ms,
+            max_timestamp_ms: header.max_timestamp_ms,
+            producer_id: identity.id,
+            producer_epoch: identity.epoch,
+            base_sequence,
+            tag_bloom: header.tag_bloom,
+        };
+        let body = HEADER_BYTES..HEADER_BYTES + header.body_bytes as usize;
+        self.bytes = seal_body(&self.bytes[body], &fields, tp);
     }
 }
 
@@ -239,6 +287,7 @@ impl<T> OpenBatch<T> {
             records,
             request: None,
             last_error: None,
+            uncertain: false,
         }
     }
 }

@@ -197,6 +197,22 @@ fn it_asks_for_its_topic_then_for_a_name_and_takes_records_in_between() {
 }
 
 #[test]
+fn a_broker_that_is_busy_or_stopping_is_asked_for_the_topic_again() {
+    for (code, at_once) in
+        [(ErrorCode::Throttled, false), (ErrorCode::ShuttingDown, false), (ErrorCode::UnknownTopic, true)]
+    {
+        let mut rig = Rig::new(config());
+        let id = rig.take(Kind::Metadata).id;
+        rig.answer(id, Answer::Refused { kind: Kind::Metadata, refusal: Refusal::new(code, "no") });
+        let refused = rig.append(0).unwrap_err();
+        assert_eq!(matches!(refused, AppendRefusal::Failed(_)), at_once, "{code}: {refused:?}");
+        rig.wait();
+        rig.tell_topic(1);
+        rig.append(1).unwrap();
+    }
+}
+
+#[test]
 fn five_batches_are_under_way_and_the_sixth_waits() {
     let mut rig = Rig::ready(config(), 1);
     (0..7).for_each(|number| drop(rig.append(number)));
@@ -268,15 +284,15 @@ fn a_gap_fails_what_was_sealed_and_nothing_is_sent_again_under_another_name() {
     (0..3).for_each(|number| drop(rig.append(number)));
     rig.tick();
     rig.said();
-    rig.produced(Err(ErrorCode::UnknownProducer));
+    rig.produced(Err(ErrorCode::OutOfOrderSequence));
     rig.append(3).unwrap();
-    (0..2).for_each(|_| rig.produced(Err(ErrorCode::UnknownProducer)));
+    (0..2).for_each(|_| rig.produced(Err(ErrorCode::OutOfOrderSequence)));
     rig.tick();
     rig.name();
     rig.produced(Ok(9));
     let said = rig.said();
-    let failed =
-        |number| format!("batch {number} of 1 failed: UNKNOWN_PRODUCER: Start again with a new producer id.");
+    let words = ErrorCode::OutOfOrderSequence.help();
+    let failed = |number| format!("batch {number} of 1 failed: OUT_OF_ORDER_SEQUENCE: {words}");
     let expected = [
         failed(0),
         failed(1),
@@ -286,6 +302,63 @@ fn a_gap_fails_what_was_sealed_and_nothing_is_sent_again_under_another_name() {
         "batch 3 is at 0/9".to_owned(),
     ];
     assert_eq!(said, expected);
+}
+
+#[test]
+fn an_idle_producer_that_the_broker_has_forgotten_goes_on_under_another_name() {
+    let mut rig = Rig::ready(config(), 1);
+    rig.append(0).unwrap();
+    rig.tick();
+    rig.produced(Ok(0));
+    (1..4).for_each(|number| drop(rig.append(number)));
+    rig.tick();
+    rig.said();
+    (0..3).for_each(|_| rig.produced(Err(ErrorCode::UnknownProducer)));
+    rig.append(4).unwrap();
+    while !rig.open.iter().any(|outgoing| outgoing.request.kind() == Kind::InitProducerId) {
+        rig.wait();
+    }
+    rig.name();
+    let mut expected = vec!["ask InitProducerId".to_owned()];
+    expected.extend((0..4).map(|sequence| format!("send 0:1x2/{sequence}")));
+    assert_eq!(rig.said(), expected);
+    (1..5).for_each(|offset| rig.produced(Ok(offset)));
+    assert_eq!(
+        rig.said(),
+        (1..5).map(|number| format!("batch {number} is at 0/{number}")).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn what_may_be_in_the_log_is_not_sent_again_under_another_name() {
+    // The first, or one behind it, was lost on its way: it may have been appended before the broker forgot the producer.
+    for lost in 0..2 {
+        let mut rig = Rig::ready(config(), 1);
+        rig.append(0).unwrap();
+        rig.tick();
+        rig.produced(Ok(0));
+        (1..3).for_each(|number| drop(rig.append(number)));
+        rig.tick();
+        let mut requests = [rig.take(Kind::Produce), rig.take(Kind::Produce)];
+        let error = Error::ConnectionLost { reason: "reset".into() };
+        rig.handle(Input::Failed { id: requests[lost].id, error });
+        requests.swap(0, lost);
+        if lost == 0 {
+            rig.produced_as(&requests[1], Err(ErrorCode::UnknownProducer));
+            while !rig.open.iter().any(|outgoing| outgoing.request.kind() == Kind::Produce) {
+                rig.wait();
+            }
+            rig.said();
+            (0..2).for_each(|_| rig.produced(Err(ErrorCode::UnknownProducer)));
+        } else {
+            rig.said();
+            rig.produced_as(&requests[1], Err(ErrorCode::UnknownProducer));
+        }
+        let said = rig.said();
+        let failed = said.iter().filter(|line| line.contains("failed: UNKNOWN_PRODUCER")).count();
+        assert_eq!((failed, rig.producer.oldest_unresolved()), (2, None), "{lost}: {said:?}");
+        assert!(!said.iter().any(|line| line.starts_with("send")), "{lost}: {said:?}");
+    }
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl Reader {
         self.topic_attempts = self.topic_attempts.saturating_add(1);
         self.topic_again_at = Some(now + self.config.backoff.after(self.topic_attempts, &mut self.random));
         self.topic_stale = true;
-        if self.topic.is_none() && matches!(error, Error::Refused { .. }) {
+        if self.topic.is_none() && error.is_final_for_topics() {
             // Said again after each attempt, so that a taker who tries again waits for the next.
             self.complaint = Some(error.clone());
         }
@@ -158,6 +158,11 @@ impl Reader {
     fn fetched(&mut self, now: Instant, id: RequestId, partition: u32, row: &FetchedRow, payload: &Bytes) {
         let Some(log) = self.logs.get_mut(&partition) else { return };
         if log.request != Some(id) {
+            return;
+        }
+        if log.failure.as_ref().is_some_and(|failure| !failure.is_retriable()) {
+            // It stands until the taker seeks: nothing beyond it may be taken, and no reset may put it aside.
+            log.request = None;
             return;
         }
         match row.error {

@@ -330,6 +330,8 @@ impl Reader {
                 let error = Error::Corrupt { partition, offset: position.get(), reason: reason.into() };
                 log.buffered.clear();
                 log.buffered_bytes = 0;
+                // What a fetch under way brings lies beyond the damage.
+                log.request = None;
                 log.failure = Some(error.clone());
                 Some(Err(error))
             }

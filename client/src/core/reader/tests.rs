@@ -254,6 +254,29 @@ fn a_gap_an_old_batch_or_one_of_another_topic_is_damage() {
 }
 
 #[test]
+fn damage_found_when_a_batch_is_opened_stays_although_the_next_was_asked_for_already() {
+    let mut rotten = batch(0, 7..9);
+    let at = rotten.len() - 12;
+    rotten[at] ^= 1;
+    let words = "damaged data in partition 0 near offset 7: the body's checksum is wrong";
+    for reset in [None, Some(Start::Latest)] {
+        for ahead in [Ok(batch(0, 9..11)), Err(ErrorCode::OffsetOutOfRange)] {
+            let mut rig = Rig::ready(ReaderConfig { reset, ..from(Start::Offset(7)) }, 1);
+            rig.fetched(&[Ok(rotten.clone())]);
+            assert_eq!(rig.said().last().unwrap(), "fetch 0@9", "it is asked for before anything is taken");
+            assert_eq!(rig.taken().unwrap(), words);
+            rig.fetched(&[ahead]);
+            assert_eq!((rig.taken().unwrap(), rig.taken().unwrap()), (words.to_owned(), words.to_owned()));
+            assert_eq!((rig.reader.position(0), rig.said()), (Some(7), vec![]));
+            rig.reader.seek(0, Start::Offset(9)).unwrap();
+            rig.handle(Input::Tick);
+            rig.fetched(&[Ok(batch(0, 9..11))]);
+            assert_eq!(rig.taken().unwrap(), "0:9..11");
+        }
+    }
+}
+
+#[test]
 fn an_offset_outside_is_an_error_unless_a_reset_was_chosen() {
     let mut rig = Rig::ready(from(Start::Offset(1)), 1);
     rig.fetched(&[Err(ErrorCode::OffsetOutOfRange)]);
@@ -305,6 +328,23 @@ fn trouble_is_waited_out_and_told_when_it_lasts() {
     }
     rig.fetched(&[Ok(batch(0, 5..6))]);
     assert_eq!(rig.taken().unwrap(), "0:5..6");
+}
+
+#[test]
+fn a_broker_that_is_busy_or_stopping_is_asked_for_the_topic_again() {
+    for (code, at_once) in
+        [(ErrorCode::Throttled, false), (ErrorCode::ShuttingDown, false), (ErrorCode::UnknownTopic, true)]
+    {
+        let mut rig = Rig::new(from(Start::Offset(0)));
+        let id = rig.take(Kind::Metadata).id;
+        let refusal = corelog_wire::message::Refusal::new(code, "no");
+        rig.answer(id, Answer::Refused { kind: Kind::Metadata, refusal }, vec![]);
+        assert_eq!(rig.taken().is_some(), at_once, "{code}");
+        rig.wait();
+        rig.tell_topic(1);
+        rig.fetched(&[Ok(batch(0, 0..2))]);
+        assert_eq!(rig.taken().unwrap(), "0:0..2");
+    }
 }
 
 #[test]
