@@ -107,12 +107,12 @@ impl Inner {
     fn prewrite(self: &Rc<Self>, part: Prewrite) {
         self.in_background(move |inner| async move {
             // A write to the journal failed: what the next commit would meet, the shard hears now.
-            let input = match inner.journal.prewrite(part).await {
-                Ok(()) => Input::Prewritten { ring_offset: part.ring_offset },
-                Err(_) => {
-                    inner.meters.failures.add(1);
-                    Input::CommitFailed { at: Position::new(part.ring_offset) }
-                }
+            let written = inner.journal.prewrite(part).await.is_ok();
+            inner.meters.failures.add(u64::from(!written));
+            let input = if written {
+                Input::Prewritten { ring_offset: part.ring_offset }
+            } else {
+                Input::CommitFailed { at: Position::new(part.ring_offset) }
             };
             inner.results.completed(input);
         });
