@@ -68,6 +68,10 @@ pub const SEGMENT_BYTES_DEFAULT: u64 = 256 * MIB;
 pub const SEGMENT_BYTES_MIN: u64 = MIB;
 /// Largest segment: file positions fit 32 bits in the index.
 pub const SEGMENT_BYTES_MAX: u64 = GIB;
+/// Default age at which records go: 7 days.
+pub const RETENTION_MS_DEFAULT: u64 = 7 * 24 * 3_600 * 1_000;
+/// Largest: about 292 years in nanoseconds fit 63 bits; a hundred years of milliseconds are plenty.
+pub const RETENTION_MS_MAX: u64 = 100 * 365 * 24 * 3_600 * 1_000;
 /// Entries of a segment's sparse index; when it is full every second entry goes.
 pub const INDEX_ENTRIES_MAX: usize = 512;
 /// Least bytes between two entries of a sparse index.

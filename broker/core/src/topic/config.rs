@@ -9,31 +9,22 @@ use std::fmt;
 use thiserror::Error;
 
 use super::quantity::{parse_bytes, parse_millis};
+use crate::limits::{
+    self, BLOCK, RETENTION_MS_DEFAULT, RETENTION_MS_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN,
+};
 
-/// Built-in retention by time: 7 days.
-const RETENTION_MS: u64 = 7 * 24 * 3_600 * 1_000;
-/// Built-in size of a segment file.
-const SEGMENT_BYTES: u64 = 256 << 20;
 /// Built-in bound of one record.
-const RECORD_BYTES_MAX: u64 = 4 << 20;
-/// Built-in bound of one record batch.
-const BATCH_BYTES_MAX: u64 = 8 << 20;
-
-/// No topic may ask for a larger batch than a request payload can carry.
-const BATCH_BYTES_CEILING: u64 = crate::limits::BATCH_BYTES_MAX as u64;
+const RECORD_BYTES_MAX: u64 = limits::RECORD_BYTES_MAX as u64;
+/// Built-in bound of one record batch; no topic may ask for more, since a request payload could not carry it.
+const BATCH_BYTES_MAX: u64 = limits::BATCH_BYTES_MAX as u64;
 /// A record travels in a batch: its header and padding come on top.
 const BATCH_OVERHEAD_BYTES: u64 = 128;
 /// A batch lives in a segment: the file's first block and the extent's padding come on top.
-const SEGMENT_OVERHEAD_BYTES: u64 = 8 << 10;
-const SEGMENT_BYTES_MIN: u64 = 1 << 20;
-const SEGMENT_BYTES_CEILING: u64 = 1 << 30;
-const SEGMENT_ALIGNMENT: u64 = 4 << 10;
-/// About 292 years in nanoseconds fit 63 bits; a hundred years of milliseconds are plenty.
-const RETENTION_MS_CEILING: u64 = 100 * 365 * 24 * 3_600 * 1_000;
+const SEGMENT_OVERHEAD_BYTES: u64 = 2 * BLOCK;
 
 const _: () = assert!(RECORD_BYTES_MAX + BATCH_OVERHEAD_BYTES <= BATCH_BYTES_MAX);
-const _: () = assert!(BATCH_BYTES_MAX + SEGMENT_OVERHEAD_BYTES <= SEGMENT_BYTES);
-const _: () = assert!(BATCH_BYTES_MAX <= BATCH_BYTES_CEILING);
+const _: () = assert!(BATCH_BYTES_MAX + SEGMENT_OVERHEAD_BYTES <= SEGMENT_BYTES_DEFAULT);
 
 /// What an acknowledgement proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,15 +138,15 @@ impl ConfigKey {
         let bad = || ConfigError::BadValue { key: self, value: value.to_owned() };
         let size = |min, max| in_bounds(parse_bytes(text).ok(), min, max).ok_or_else(bad);
         match self {
-            Self::BatchBytesMax => size(1 << 10, BATCH_BYTES_CEILING),
-            Self::RecordBytesMax => size(1, BATCH_BYTES_CEILING),
-            Self::SegmentBytes => match size(SEGMENT_BYTES_MIN, SEGMENT_BYTES_CEILING)? {
-                ConfigValue::Number(bytes) if !bytes.is_multiple_of(SEGMENT_ALIGNMENT) => Err(bad()),
+            Self::BatchBytesMax => size(1 << 10, BATCH_BYTES_MAX),
+            Self::RecordBytesMax => size(1, BATCH_BYTES_MAX),
+            Self::SegmentBytes => match size(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX)? {
+                ConfigValue::Number(bytes) if !bytes.is_multiple_of(BLOCK) => Err(bad()),
                 value => Ok(value),
             },
             Self::RetentionBytes | Self::RetentionMs if means_unlimited(text) => Ok(ConfigValue::Unlimited),
             Self::RetentionBytes => size(SEGMENT_BYTES_MIN, u64::MAX),
-            Self::RetentionMs => in_bounds(parse_millis(text).ok(), 1, RETENTION_MS_CEILING).ok_or_else(bad),
+            Self::RetentionMs => in_bounds(parse_millis(text).ok(), 1, RETENTION_MS_MAX).ok_or_else(bad),
             Self::MinInsyncReplicas => in_bounds(text.parse().ok(), 1, 255).ok_or_else(bad),
             Self::Durability => match text {
                 "disk" => Ok(ConfigValue::Durability(Durability::Disk)),
@@ -455,9 +446,9 @@ impl TopicConfig {
 
     fn built_in(replicas: u16) -> Self {
         Self {
-            retention_ms: Some(RETENTION_MS),
+            retention_ms: Some(RETENTION_MS_DEFAULT),
             retention_bytes: None,
-            segment_bytes: SEGMENT_BYTES,
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
             record_bytes_max: RECORD_BYTES_MAX,
             batch_bytes_max: BATCH_BYTES_MAX,
             durability: Durability::Disk,
