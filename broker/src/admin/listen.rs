@@ -21,16 +21,16 @@ use tokio::time::{Instant, Sleep, sleep};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// Connections at once; more wait in the kernel.
-    pub(super) connections_max: usize,
+    pub(super) connections: usize,
     /// How long nothing may move: longer than any answer takes.
-    pub(super) silence_max: Duration,
+    pub(super) silence: Duration,
     /// How long one may last. A scraper that keeps its connection makes a new one.
-    pub(super) life_max: Duration,
+    pub(super) life: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections_max: 64, silence_max: Duration::from_secs(10), life_max: Duration::from_mins(1) }
+        Self { connections: 64, silence: Duration::from_secs(10), life: Duration::from_mins(1) }
     }
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Bounded {
 
 impl Bounded {
     pub(super) fn new(listener: TcpListener, bounds: Bounds) -> Self {
-        Self { listener, bounds, room: Arc::new(Semaphore::new(bounds.connections_max)) }
+        Self { listener, bounds, room: Arc::new(Semaphore::new(bounds.connections)) }
     }
 }
 
@@ -58,9 +58,9 @@ impl Listener for Bounded {
         let (stream, from) = Listener::accept(&mut self.listener).await;
         let guarded = Guarded {
             stream,
-            silence_max: self.bounds.silence_max,
-            silence: Box::pin(sleep(self.bounds.silence_max)),
-            life: Box::pin(sleep(self.bounds.life_max)),
+            patience: self.bounds.silence,
+            silence: Box::pin(sleep(self.bounds.silence)),
+            life: Box::pin(sleep(self.bounds.life)),
             _place: place,
         };
         (guarded, from)
@@ -75,7 +75,7 @@ impl Listener for Bounded {
 #[derive(Debug)]
 pub(super) struct Guarded {
     stream: TcpStream,
-    silence_max: Duration,
+    patience: Duration,
     silence: Pin<Box<Sleep>>,
     life: Pin<Box<Sleep>>,
     _place: Option<OwnedSemaphorePermit>,
@@ -85,7 +85,7 @@ impl Guarded {
     /// What the socket said; if it said nothing yet, whether that took too long.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, said: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if said.is_ready() {
-            self.silence.as_mut().reset(Instant::now() + self.silence_max);
+            self.silence.as_mut().reset(Instant::now() + self.patience);
             return said;
         }
         let late = self.silence.as_mut().poll(cx).is_ready() || self.life.as_mut().poll(cx).is_ready();

@@ -72,7 +72,6 @@ pub struct Health {
 
 /// How one shard is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each may be wrong without the others")]
 pub struct ShardHealth {
     /// Its number.
     pub shard: u16,

@@ -365,13 +365,13 @@ const LONG: Duration = Duration::from_hours(1);
 fn who_says_nothing_or_too_slowly_is_closed() {
     run(async {
         let short = Duration::from_millis(50);
-        let bounds = Bounds { silence_max: short, life_max: LONG, ..Bounds::default() };
+        let bounds = Bounds { silence: short, life: LONG, ..Bounds::default() };
         let (address, _stop) = bounded(bounds).await;
         let mut silent = TcpStream::connect(address).await.unwrap();
         let end = tokio::time::timeout(Duration::from_mins(1), silent.read_to_end(&mut Vec::new())).await;
         assert!(end.is_ok(), "a silent connection stays open");
 
-        let bounds = Bounds { silence_max: LONG, life_max: short, ..Bounds::default() };
+        let bounds = Bounds { silence: LONG, life: short, ..Bounds::default() };
         let (address, _stop) = bounded(bounds).await;
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET /healthz HTTP/1.1\r\nx: ").await.unwrap();
@@ -383,7 +383,7 @@ fn who_says_nothing_or_too_slowly_is_closed() {
 #[test]
 fn more_connections_than_there_are_places_wait() {
     run(async {
-        let bounds = Bounds { connections_max: 1, silence_max: LONG, life_max: LONG };
+        let bounds = Bounds { connections: 1, silence: LONG, life: LONG };
         let (address, _stop) = bounded(bounds).await;
         let served = Served { address, phase: watch::channel(Phase::Starting).0 };
         let mut first = TcpStream::connect(address).await.unwrap();

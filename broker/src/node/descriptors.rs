@@ -15,6 +15,8 @@ const OF_SHARD: u64 = 576;
 const OF_CONNECTION: u64 = 2;
 /// The most connections of one shard, however many descriptors there are.
 pub(super) const CONNECTIONS_MAX: u64 = 16_384;
+/// Fewer than this are worth a warning.
+pub(super) const CONNECTIONS_FEW: usize = 1_024;
 /// The least: a broker that may have next to no descriptors still talks to its operator.
 const CONNECTIONS_MIN: u64 = 16;
 

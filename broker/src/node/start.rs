@@ -90,7 +90,7 @@ fn raise_descriptors(shards: u16) {
     let text = |limit: Option<u64>| limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
     let (was, limit) = (text(before), text(now));
     let wanted = descriptors::limit_wanted(shards);
-    if now.is_some_and(|now| now < wanted) {
+    if connections < descriptors::CONNECTIONS_FEW {
         tracing::warn!(
             limit,
             was,

@@ -119,8 +119,8 @@ fn who_waits_for_memory_is_missed_when_it_leaves_and_not_kept_for_ever() {
     }
     broker.until(0, |core| core.net.snapshot().input_bytes.0 >= 200_000);
     let mut full = [broker.client(), broker.client()];
-    for (client, bytes) in full.iter_mut().zip([5 * MIB + MIB / 2, MIB]) {
-        let (request, payload) = produce(Acks::All, &[(tp(0), batch(tp(0), &vec![1; bytes as usize]))]);
+    for (client, bytes) in full.iter_mut().zip([(11 << 20) / 2, 1 << 20]) {
+        let (request, payload) = produce(Acks::All, &[(tp(0), batch(tp(0), &vec![1; bytes]))]);
         client.send(&request, &payload);
     }
     broker.until(0, |core| core.shard.held.borrow().len() == 2);
@@ -248,7 +248,7 @@ fn fetches_that_are_woken_at_once_stay_within_the_memory_for_answers() {
     broker.on(0, |core| core.shard.append(tp(1), batch(tp(1), &[3; 100])));
     assert!(!broker.client().fetch(&fetch(0, 1 << 20, &[(tp(1), 0)])).1.is_empty());
     // Within one turn, so that nothing leaves in between.
-    let record = batch(tp(0), &[1; 200_000]);
+    let record = batch(tp(0), &vec![1; 200_000]);
     let shared = record.clone();
     let used = broker.on(0, move |core| {
         core.shard.append(tp(0), shared);

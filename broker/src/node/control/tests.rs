@@ -6,7 +6,8 @@ use corelog_core::meta::keys::Keys;
 use corelog_core::meta::values::{DataDirId, ProcessId, ReplicaIdentity};
 
 fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    let bounded = async { tokio::time::timeout(std::time::Duration::from_mins(1), future).await.unwrap() };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(bounded)
 }
 
 struct World {
