@@ -1,12 +1,12 @@
 # Thin on purpose: what a target does is in deploy/tools/, one small script each.
 .DEFAULT_GOAL := help
-.PHONY: help run stop test bench fuzz sim fmt lint docs deny
+.PHONY: help run stop test acceptance bench fuzz sim fmt lint docs deny
 
 # Settings of single targets, given as `make TARGET NAME=value`.
 export FILE PORT ADMIN_PORT SEED SEEDS TRACE ARGS FUZZ_SECONDS
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: ## build, start a broker, send a file through it and compare (FILE=, PORT=, ADMIN_PORT=)
 	@sh deploy/tools/run.sh
@@ -16,6 +16,9 @@ stop: ## end the broker that `make run` left running
 
 test: ## formatting, lints, documentation, every test: what must pass before a change is merged
 	@sh deploy/tools/test.sh
+
+acceptance: ## figures of a release build against their targets; long (what can be set: deploy/tools/acceptance.sh)
+	@sh deploy/tools/acceptance.sh
 
 bench: ## the load generator against a broker of its own (ARGS="run --help" lists what there is)
 	@sh deploy/tools/bench.sh
