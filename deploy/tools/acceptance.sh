@@ -184,7 +184,8 @@ test_part() { # test_part PROGRAM NAME DESCRIPTION
         passed=$?
     grep -E '^(keyed-|round |  +[0-9]+ connections|  +resident|[0-9]+ records)' "$work/test" | sed 's/^ */          /' || true
     grep -q '^test result: ok. [1-9]' "$work/test" || passed=1
-    [ "$passed" -eq 0 ] || tail -n 30 "$work/test" >&2
+    # The rest, mostly a backtrace, is of no use to a report.
+    [ "$passed" -eq 0 ] || grep -A 5 -E 'panicked at|^error' "$work/test" >&2 || tail -n 30 "$work/test" >&2
     figure "$passed" "$3"
 }
 
