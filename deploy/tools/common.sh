@@ -5,6 +5,8 @@ PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
 export PATH
 
 target_dir="${CARGO_TARGET_DIR:-target}"
+# What is linted and tested beside the defaults: the client's second driver. One build holds both.
+test_features=corelog-client/glommio
 run_dir=.corelog
 run_data="$run_dir/dev"
 run_log="$run_dir/dev.log"

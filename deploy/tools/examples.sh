@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 . deploy/tools/common.sh
 
-cargo build --locked --quiet --workspace --bin corelog --examples
+cargo build --locked --quiet --workspace --features "$test_features" --bin corelog --examples
 corelog="$target_dir/debug/corelog"
 examples="$target_dir/debug/examples"
 # Below the build, since /tmp may be memory.

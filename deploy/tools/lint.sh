@@ -5,8 +5,7 @@ cd "$(dirname "$0")/../.."
 . deploy/tools/common.sh
 
 sh deploy/tools/prerequisites.sh test
-cargo clippy --locked --workspace --all-targets -- -D warnings
-cargo clippy --locked -p corelog-client --features glommio --all-targets -- -D warnings
+cargo clippy --locked --workspace --all-targets --features "$test_features" -- -D warnings
 if command -v shellcheck >/dev/null; then
     shellcheck -x .ci/run deploy/tools/*.sh
 else

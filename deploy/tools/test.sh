@@ -22,10 +22,8 @@ fi
 
 step sh deploy/tools/prerequisites.sh test
 step cargo fmt --all --check
-step cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
-step cargo clippy --locked --quiet -p corelog-client --features glommio --all-targets -- -D warnings
+step cargo clippy --locked --quiet --workspace --all-targets --features "$test_features" -- -D warnings
 step env RUSTDOCFLAGS='-D warnings' cargo doc --locked --quiet --workspace --no-deps
-step cargo test --locked --workspace
-step cargo test --locked -p corelog-client --features glommio --test glommio
+step cargo test --locked --workspace --features "$test_features"
 step sh deploy/tools/examples.sh
 say "== everything passed in $(($(date +%s) - started)) s"

@@ -35,6 +35,8 @@ pub(super) const WINDOWS_MAX: u64 = 4;
 pub(super) const WINDOW_QUICK: Duration = Duration::from_millis(500);
 /// Most bytes copied for that in one tick.
 pub(super) const DETACH_BYTES_MAX: usize = 8 << 20;
+/// Connections looked at in one go at a tick.
+pub(super) const TICK_SLICE: usize = 256;
 /// Frames of at most this many bytes have a pool of their own, so that a few large ones do not keep out the many.
 pub(super) const SMALL_FRAME_BYTES: usize = 64 << 10;
 /// The share of that pool: one in this many of the input's bytes.

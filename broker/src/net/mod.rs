@@ -41,7 +41,7 @@ pub use self::seam::{
 };
 
 use self::budget::Pool;
-use self::config::{DETACH_BYTES_MAX, READ_AHEAD_BYTES, SMALL_FRAME_BYTES, SMALL_FRAMES_SHARE};
+use self::config::{DETACH_BYTES_MAX, READ_AHEAD_BYTES, SMALL_FRAME_BYTES, SMALL_FRAMES_SHARE, TICK_SLICE};
 use self::connection::{Connection, End};
 use self::mesh::{Greeting, HandedOver, PeerAnswer, Reply, ToShard};
 use self::metrics::Metrics;
@@ -335,11 +335,18 @@ impl Inner {
             let input_short = self.input.contended() || self.small_input.contended();
             let output_short = self.output.contended();
             let mut copied = 0;
-            for connection in self.connections.borrow().all() {
-                copied += connection.detach(now, DETACH_BYTES_MAX.saturating_sub(copied));
-                if let Some(cause) = connection.overdue(now, &self.config, input_short, output_short) {
-                    connection.close(cause);
+            let places = self.connections.borrow().places.len();
+            // Ten thousand idle connections must not hold up a request.
+            for from in (0..places).step_by(TICK_SLICE) {
+                for connection in
+                    self.connections.borrow().places.iter().skip(from).take(TICK_SLICE).flatten()
+                {
+                    copied += connection.detach(now, DETACH_BYTES_MAX.saturating_sub(copied));
+                    if let Some(cause) = connection.overdue(now, &self.config, input_short, output_short) {
+                        connection.close(cause);
+                    }
                 }
+                rt::yield_now().await;
             }
             self.expire(now);
         }
