@@ -35,6 +35,7 @@ target="${CARGO_TARGET_DIR:-$PWD/target}/mutants"
 mkdir -p "$target"
 missed=0
 
+# shellcheck disable=SC2048 # names without spaces
 for mutant in ${*:-$MUTANTS}; do
     # Only the workspace's own crates are built anew: the name of the wrapper tells cargo that they differ.
     wrapper="$target/rustc-$mutant.sh"
