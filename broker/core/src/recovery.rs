@@ -229,9 +229,10 @@ impl Recovery {
         })
     }
 
-    /// What to read next from the ring; `None` when everything was seen.
+    /// What to read next from the ring; `None` when everything was asked for. Several reads may be under way; they are fed
+    /// in order.
     #[must_use]
-    pub fn next_read(&self) -> Option<RingRead> {
+    pub fn next_read(&mut self) -> Option<RingRead> {
         if self.fault.is_some() { None } else { self.scan.next_read() }
     }
 

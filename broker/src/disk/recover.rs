@@ -16,12 +16,18 @@ use corelog_core::journal::{Position, RING_DATA_START, RingRead};
 use corelog_core::recovery::{Recovered, Recovery, RecoveryFault, Report};
 use corelog_core::shard::{Shard, ShardConfig};
 use corelog_wire::ids::TopicPartition;
+use glommio::io::ReadResult;
 use rustix::fs::{FallocateFlags, fallocate, statfs};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::rc::Rc;
 
+/// Reads of the journal under way at once.
+const READS_AHEAD: usize = 3;
 /// File systems in memory: what is flushed there is gone with the power, and direct I/O does not exist.
 const IN_MEMORY: [(i64, &str); 2] = [(0x0102_1994, "tmpfs"), (0x8584_58f6, "ramfs")];
 
@@ -105,20 +111,12 @@ pub(super) struct Opened {
 pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened, OpenError> {
     refuse_memory(folder)?;
     probe(folder).await?;
-    let journal = journal::open(&folder.join("journal")).await?;
+    let journal = Rc::new(journal::open(&folder.join("journal")).await?);
     let start = usize::try_from(RING_DATA_START).unwrap_or(usize::MAX);
     let superblocks = journal.read(0, start).await?;
     let slots = [read_slot(folder, 0).await?, read_slot(folder, 1).await?];
     let mut recovery = Recovery::new(config, &superblocks, &slots)?;
-    while let Some(wanted) = recovery.next_read() {
-        let bytes = usize::try_from(wanted.bytes).unwrap_or(usize::MAX);
-        match journal.read(RING_DATA_START + wanted.ring_offset, bytes).await {
-            Ok(read) => recovery.feed(&read),
-            Err(error) if error.is_media() => feed_blocks(&journal, &wanted, &mut recovery).await?,
-            Err(error) => return Err(error.into()),
-        }
-        rt::yield_if_needed().await;
-    }
+    scan(&journal, &mut recovery).await?;
     let Recovered { shard, report, kept, removed, superblocks } = recovery.finish()?;
     if !superblocks.is_empty() {
         flush_all(folder, &journal).await?;
@@ -127,6 +125,9 @@ pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened
         journal.write(copied(&superblock.bytes), superblock.file_offset).await?;
         journal.flush().await?;
     }
+    let Some(journal) = Rc::into_inner(journal) else {
+        unreachable!("every read of the journal was awaited")
+    };
     Ok(Opened { journal, shard, report, kept, removed })
 }
 
@@ -153,6 +154,57 @@ async fn flush_all(folder: &Path, journal: &File) -> Result<(), DiskError> {
         }
     }
     sync_folder(folder).map_err(|error| DiskError::system("flushing", folder, error))
+}
+
+/// Feeds the whole ring to recovery; while it judges one part the next is being read.
+async fn scan(journal: &Rc<File>, recovery: &mut Recovery) -> Result<(), DiskError> {
+    let mut under_way: VecDeque<(RingRead, Rc<Ahead>)> = VecDeque::new();
+    loop {
+        while under_way.len() < READS_AHEAD
+            && let Some(wanted) = recovery.next_read()
+        {
+            under_way.push_back((wanted, Ahead::begin(journal, wanted)));
+        }
+        let Some((wanted, ahead)) = under_way.pop_front() else { return Ok(()) };
+        match ahead.read().await {
+            Ok(read) => recovery.feed(&read),
+            Err(error) if error.is_media() => feed_blocks(journal, &wanted, recovery).await?,
+            Err(error) => return Err(error),
+        }
+        rt::yield_if_needed().await;
+    }
+}
+
+/// A read of the ring that is under way.
+#[derive(Default)]
+struct Ahead {
+    result: RefCell<Option<Result<ReadResult, DiskError>>>,
+    done: rt::Signal,
+}
+
+impl Ahead {
+    fn begin(journal: &Rc<File>, wanted: RingRead) -> Rc<Self> {
+        let (ahead, journal) = (Rc::new(Self::default()), Rc::clone(journal));
+        let begun = Rc::clone(&ahead);
+        rt::spawn(async move {
+            let bytes = usize::try_from(wanted.bytes).unwrap_or(usize::MAX);
+            let result = journal.read(RING_DATA_START + wanted.ring_offset, bytes).await;
+            drop(journal);
+            begun.result.replace(Some(result));
+            begun.done.notify();
+        });
+        ahead
+    }
+
+    async fn read(&self) -> Result<ReadResult, DiskError> {
+        loop {
+            let result = self.result.take();
+            match result {
+                Some(result) => return result,
+                None => self.done.wait().await,
+            }
+        }
+    }
 }
 
 /// Reads a part of the ring block by block, where it cannot be read as a whole: recovery decides what the loss of a block

@@ -65,6 +65,8 @@ pub struct Scan {
     from: Position,
     /// Where the next commit should start.
     at: Position,
+    /// Bytes up to here were asked for.
+    asked_to: Position,
     /// Bytes up to here were fed.
     fed_to: Position,
     /// Fed, not yet judged: starts at `at`, or at the next block to search.
@@ -99,6 +101,7 @@ impl Scan {
             superblock,
             from,
             at: from,
+            asked_to: from,
             fed_to: from,
             carry: BytesMut::new(),
             last_crc: None,
@@ -109,15 +112,16 @@ impl Scan {
         }
     }
 
-    /// What to read next; `None` when the whole ring was seen.
+    /// What to read next; `None` when the whole ring was asked for. Several reads may be under way; they are fed in order.
     #[must_use]
-    pub fn next_read(&self) -> Option<RingRead> {
+    pub fn next_read(&mut self) -> Option<RingRead> {
         if self.superblock.is_unused() {
             return None;
         }
-        let left = self.ring_bytes - self.fed_to.since(self.from);
-        let ring_offset = self.fed_to.in_ring(self.ring_bytes);
+        let left = self.ring_bytes - self.asked_to.since(self.from);
+        let ring_offset = self.asked_to.in_ring(self.ring_bytes);
         let bytes = READ_BYTES.min(left).min(self.ring_bytes - ring_offset);
+        self.asked_to = self.asked_to.plus(bytes);
         (bytes > 0).then_some(RingRead { ring_offset, bytes })
     }
 
