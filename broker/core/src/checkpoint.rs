@@ -9,7 +9,7 @@
 
 use crate::journal::{Position, SegmentUse};
 use crate::limits::BLOCK;
-use crate::log::{Appended, EpochTable, Log, LogOffsets, Producer, ProducerTable, Segment, Segments};
+use crate::log::{Appended, EpochTable, Log, LogOffsets, Producer, ProducerTable, Seal, Segment, Segments};
 use crate::segment::{Index, ProducerBatch, ProducerRecord};
 use corelog_wire::ids::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, TopicId, TopicPartition};
 use rkyv::util::AlignedVec;
@@ -210,7 +210,7 @@ fn capture_segment(segment: &Segment) -> SegmentImage {
         base: segment.base.get(),
         segment_use: segment.segment_use.0,
         full: segment.full,
-        sealed: segment.sealed,
+        sealed: segment.seal == Seal::Done,
         created: segment.created,
         end: segment.end.get(),
         proven_end: segment.proven_end.get(),
@@ -246,8 +246,7 @@ fn restore_segment(image: SegmentImage) -> Result<Segment, SlotError> {
         allocated: image.allocated,
         created: image.created,
         full: image.full,
-        sealing: false,
-        sealed: image.sealed,
+        seal: if image.sealed { Seal::Done } else { Seal::Open },
         max_timestamp_ms: image.max_timestamp_ms,
         opened_ms: image.opened_ms,
         last_append_ms: image.last_append_ms,

@@ -316,7 +316,8 @@ impl Recovery {
             .map(|version| SuperblockWrite { file_offset: version.slot_offset(), bytes: version.encode() });
         let superblocks = superblocks.collect();
         let kept = self.kept.into_iter().map(|(at, bytes, _)| (at, bytes)).collect();
-        let removed = self.removed.into_iter().collect();
+        let live = shard.partitions().collect::<BTreeSet<_>>();
+        let removed = self.removed.difference(&live).copied().collect();
         Ok(Recovered { shard, report, kept, removed, superblocks })
     }
 

@@ -21,7 +21,6 @@ pub(super) fn file_name(slot: u8) -> String {
 /// Writes a slot and makes it durable.
 pub(super) async fn write(folder: &Path, checkpoint: &CheckpointWrite) -> Result<()> {
     let path: PathBuf = folder.join(file_name(checkpoint.slot));
-    let is_new = !path.exists();
     let file = File::open(&path, true).await?;
     let bytes = checkpoint.bytes.len() as u64;
     // Room first: where there is none, the slot stays what it was.
@@ -35,12 +34,10 @@ pub(super) async fn write(folder: &Path, checkpoint: &CheckpointWrite) -> Result
     }
     file.flush().await?;
     file.close().await?;
-    if is_new {
-        let folder = folder.to_owned();
-        let synced = folder.clone();
-        rt::blocking(move || sync_folder(&synced))
-            .await
-            .map_err(|error| DiskError::system("flushing", &folder, error))?;
-    }
-    Ok(())
+    // The name too, each time: whether an earlier try came so far is not known here.
+    let folder = folder.to_owned();
+    let synced = folder.clone();
+    rt::blocking(move || sync_folder(&synced))
+        .await
+        .map_err(|error| DiskError::system("flushing", &folder, error))
 }

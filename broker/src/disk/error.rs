@@ -55,7 +55,9 @@ impl DiskError {
 
     /// Whether the drive could not read what it holds.
     pub(super) fn is_media(&self) -> bool {
-        matches!(self, Self::System { source, .. } if source.raw_os_error() == Some(Errno::IO.raw_os_error()))
+        // What the block layer says of an unreadable sector, of one whose checksum fails, and of anything else.
+        let media = [Errno::NODATA, Errno::ILSEQ, Errno::IO].map(|errno| Some(errno.raw_os_error()));
+        matches!(self, Self::System { source, .. } if media.contains(&source.raw_os_error()))
     }
 
     /// Whether this process or the system has no descriptor left: nothing is wrong with the device, and later there may be
@@ -70,11 +72,11 @@ impl DiskError {
     pub fn failure(&self) -> DiskFailure {
         match self {
             Self::System { source, .. }
-                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-                    || self.is_out_of_descriptors() =>
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
             {
                 DiskFailure::NoSpace
             }
+            Self::System { .. } if self.is_out_of_descriptors() => DiskFailure::Busy,
             Self::System { .. } | Self::Short { .. } | Self::Poisoned(_) => DiskFailure::Fault,
         }
     }

@@ -80,20 +80,31 @@ impl File {
         if self.allocated.get() >= bytes {
             return Ok(());
         }
+        let before = std::fs::metadata(&self.path).map(|file| file.len());
         // The size too: an append that extends a file is never asynchronous on ext4.
-        self.dma
-            .pre_allocate(bytes, false)
-            .await
-            .map_err(|error| DiskError::glommio("allocating", &self.path, error))?;
-        self.allocated.set(bytes);
-        Ok(())
+        match self.dma.pre_allocate(bytes, false).await {
+            Ok(()) => {
+                self.allocated.set(bytes);
+                Ok(())
+            }
+            Err(error) => {
+                // Some of it may have been given, and would be missed elsewhere.
+                if let Ok(before) = before {
+                    self.set_size(before).await?;
+                }
+                Err(DiskError::glommio("allocating", &self.path, error))
+            }
+        }
     }
 
     /// The same, but leaves the file system the room that checkpoints and the metadata store need.
     pub(super) async fn allocate_with_margin(&self, bytes: u64) -> Result<()> {
         if self.allocated.get() < bytes {
-            let room = std::fs::metadata(&self.path)
-                .and_then(|file| check_room(&self.path, bytes.saturating_sub(file.len())));
+            let room =
+                std::fs::metadata(&self.path).and_then(|file| match bytes.saturating_sub(file.len()) {
+                    0 => Ok(()),
+                    more => check_room(&self.path, more),
+                });
             room.map_err(|error| DiskError::system("allocating", &self.path, error))?;
         }
         self.allocate(bytes).await

@@ -8,7 +8,7 @@ use super::error::DiskError;
 use super::{Inner, ShardDisk, checkpoint};
 use crate::net::{FetchReady, FetchReadyRow, PayloadSlice};
 use crate::rt;
-use corelog_core::journal::{Commit, Position, SegmentId};
+use corelog_core::journal::{Commit, SegmentId};
 use corelog_core::shard::{
     CheckpointWrite, Effects, ExtentWrite, Input, LookupPlan, LookupRow, Prewrite, ReadPlan, ReadRow,
     SegmentRead, SegmentSeal, Shard, Source,
@@ -112,7 +112,7 @@ impl Inner {
             let input = if written {
                 Input::Prewritten { ring_offset: part.ring_offset }
             } else {
-                Input::CommitFailed { at: Position::new(part.ring_offset) }
+                Input::PrewriteFailed
             };
             inner.results.completed(input);
         });

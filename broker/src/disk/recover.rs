@@ -112,8 +112,7 @@ pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened
     refuse_memory(folder)?;
     probe(folder).await?;
     let journal = Rc::new(journal::open(&folder.join("journal")).await?);
-    let start = usize::try_from(RING_DATA_START).unwrap_or(usize::MAX);
-    let superblocks = journal.read(0, start).await?;
+    let superblocks = read_superblocks(&journal).await?;
     let slots = [read_slot(folder, 0).await?, read_slot(folder, 1).await?];
     let mut recovery = Recovery::new(config, &superblocks, &slots)?;
     scan(&journal, &mut recovery).await?;
@@ -129,6 +128,22 @@ pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened
         unreachable!("every read of the journal was awaited")
     };
     Ok(Opened { journal, shard, report, kept, removed })
+}
+
+/// Both superblocks, each read by itself: one that the drive cannot read is as bad as one with a wrong checksum.
+async fn read_superblocks(journal: &File) -> Result<Vec<u8>, DiskError> {
+    let mut both = Vec::new();
+    for at in (0..RING_DATA_START).step_by(BLOCK_BYTES) {
+        match journal.read(at, BLOCK_BYTES).await {
+            Ok(read) => both.extend_from_slice(&read),
+            Err(error) if error.is_media() => {
+                tracing::error!(%error, "a superblock of the journal cannot be read");
+                both.resize(both.len() + BLOCK_BYTES, 0);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(both)
 }
 
 /// A slot's bytes. One that the drive cannot read is as bad as one with a wrong checksum: the other one counts.

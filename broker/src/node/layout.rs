@@ -4,7 +4,7 @@
 //! used; it is replaced whole. The lock is held by an open file, so it goes with the process however that ends.
 
 use crate::disk::{Folders, OpenError, format, refuse_memory};
-use corelog_core::journal::{SUPERBLOCK_BYTES, Superblock};
+use corelog_core::journal::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
 use corelog_core::shard::ShardConfig;
 use corelog_wire::ids::ShardId;
 use rustix::fs::{FlockOperation, flock};
@@ -204,10 +204,20 @@ fn used_file(folder: &Path) -> io::Result<Option<PathBuf>> {
     }
     for entry in std::fs::read_dir(folder)? {
         let journal = entry?.path().join("journal");
-        let Ok(mut file) = File::open(&journal) else { continue };
+        let mut file = match File::open(&journal) {
+            Ok(file) => file,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let mut start = vec![0; usize::try_from(SUPERBLOCK_BYTES).unwrap_or(usize::MAX)];
-        let whole = file.read_exact(&mut start).is_ok();
-        if whole && Superblock::parse_newest(&start).is_ok_and(|(superblock, _)| !superblock.is_unused()) {
+        let used = file.read_exact(&mut start).is_ok()
+            && match Superblock::parse_newest(&start) {
+                Ok((superblock, _)) => !superblock.is_unused(),
+                Err(error) => matches!(error, SuperblockError::NewerVersion { .. }),
+            };
+        if used {
             return Ok(Some(journal));
         }
     }

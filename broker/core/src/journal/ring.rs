@@ -186,6 +186,12 @@ impl Ring {
         framed + self.bytes / JOURNAL_RESERVE_SHARE <= self.room()
     }
 
+    /// Whether a log start may be queued: it may use the first half of the reserve, since it is what empties a full disk.
+    #[must_use]
+    pub fn admits_log_start(&self) -> bool {
+        self.pending_bytes + 4 * BLOCK + self.bytes / JOURNAL_RESERVE_SHARE / 2 <= self.room()
+    }
+
     /// Whether a control entry waits that has no room in the ring.
     #[must_use]
     pub fn is_out_of_room(&self) -> bool {

@@ -158,7 +158,7 @@ impl Scan {
             let (bad, bad_end) = (self.at, self.at.plus(self.carry.len() as u64));
             self.searching = Some(Search { bad, bad_end, started: !self.carry.is_empty(), at: bad });
         }
-        // No power cut makes a block unreadable: what stood there was written.
+        // No power cut makes a block unreadable, so a commit may have stood there.
         let unreadable = self
             .searching
             .as_ref()

@@ -18,7 +18,7 @@ mod tail;
 
 pub use epochs::EpochTable;
 pub use producers::{Admission, Appended, Producer, ProducerRefusal, ProducerTable};
-pub use segments::{Segment, Segments};
+pub use segments::{Seal, Segment, Segments};
 pub use tail::{Place, Tail};
 
 use crate::journal::{ExtentEntry, Position, SegmentUse};

@@ -14,9 +14,21 @@ use crate::shard::SegmentStart;
 use corelog_wire::ids::{Offset, TopicPartition};
 use std::collections::VecDeque;
 
+/// How far a segment is on the way to its index file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seal {
+    /// None was asked for.
+    Open,
+    /// It is being written.
+    UnderWay,
+    /// It could not be written.
+    Failed,
+    /// It is there.
+    Done,
+}
+
 /// One segment of a log.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "a file may be any of these beside the others")]
 pub struct Segment {
     /// Offset of its first record.
     pub base: Offset,
@@ -36,10 +48,8 @@ pub struct Segment {
     pub created: bool,
     /// Whether it takes no more batches.
     pub full: bool,
-    /// Whether its index file is being written.
-    pub sealing: bool,
-    /// Whether its index file was written or given up.
-    pub sealed: bool,
+    /// Whether it has its index file.
+    pub seal: Seal,
     /// The newest create time of its records: for look-ups by time.
     pub max_timestamp_ms: i64,
     /// When its first batch was appended: for rolling by age.
@@ -64,8 +74,7 @@ impl Segment {
             allocated: 0,
             created: false,
             full: false,
-            sealing: false,
-            sealed: false,
+            seal: Seal::Open,
             max_timestamp_ms: i64::MIN,
             opened_ms: i64::MAX,
             last_append_ms: i64::MIN,

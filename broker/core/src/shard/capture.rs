@@ -31,7 +31,7 @@ pub(super) struct Capture {
 impl Shard {
     /// Begins, goes on with or hands over a checkpoint.
     pub(super) fn checkpoint(&mut self, out: &mut Effects) {
-        if self.poisoned || self.waits_for_room() {
+        if self.poisoned || self.checkpoint_waits {
             return;
         }
         if self.capture.is_none() && self.checkpoint_due() {
@@ -65,7 +65,6 @@ impl Shard {
         self.ring.slot_written(slot, capture.replay_from);
         self.captured_at = capture.began_at;
         self.checkpoints += 1;
-        self.disk_has_room(out);
         self.finish_draining(out);
     }
 
@@ -73,11 +72,12 @@ impl Shard {
     pub(super) fn checkpoint_failed(&mut self, now: Now, cause: DiskFailure, out: &mut Effects) {
         match cause {
             DiskFailure::Fault => self.poison("a checkpoint could not be written", out),
-            DiskFailure::NoSpace => {
+            DiskFailure::NoSpace | DiskFailure::Busy => {
                 if self.capture.take().is_some_and(|capture| capture.writing.is_some()) {
                     self.generation -= 1;
                 }
-                self.disk_is_full(now, out);
+                self.checkpoint_waits = true;
+                self.pause(now, cause == DiskFailure::NoSpace, out);
                 self.finish_draining(out);
             }
         }

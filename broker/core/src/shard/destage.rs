@@ -5,20 +5,22 @@
 //! partition is under way at a time, so extents are proven in offset order.
 
 use super::partition::ExtentUnderWay;
-use super::{DiskFailure, DiskFull, Effects, ExtentBeingWritten, ExtentWrite, Note, SegmentSeal, Shard};
+use super::{DiskFailure, Effects, ExtentBeingWritten, ExtentWrite, Note, Pause, SegmentSeal, Shard};
 use crate::journal::{Entry, ExtentEntry, Position, SegmentId};
 use crate::limits::{
     BLOCK, DESTAGE_START_SHARE, DISK_FULL_RETRY, EXTENT_BYTES_FULL, EXTENT_BYTES_IN_FLIGHT_MAX,
     EXTENTS_IN_FLIGHT_MAX,
 };
+use crate::log::Seal;
 use crate::segment::index_file;
 use crate::time::Now;
 use corelog_wire::ids::TopicPartition;
+use std::collections::BTreeSet;
 
 impl Shard {
     /// Starts extents while the ring is a quarter full of bytes that are in no segment.
     pub(super) fn destage(&mut self, out: &mut Effects) {
-        if self.poisoned || self.waits_for_room() {
+        if self.poisoned || self.pause.is_some_and(|pause| !pause.trying) {
             return;
         }
         while self.extents.len() < EXTENTS_IN_FLIGHT_MAX
@@ -38,7 +40,6 @@ impl Shard {
 
     pub(super) fn extent_flushed(&mut self, segment: SegmentId, file_position: u64, out: &mut Effects) {
         self.extent_over(segment, out);
-        self.disk_has_room(out);
         let Some(partition) = self.partitions.get_mut(&segment.tp) else { return };
         let Some(under_way) =
             partition.extent.as_mut().filter(|extent| is_of(&extent.entry, segment, file_position))
@@ -53,11 +54,15 @@ impl Shard {
             partition.extent = None;
             return;
         };
-        self.disk_bytes += allocate_to.saturating_sub(file.allocated);
+        let more = allocate_to.saturating_sub(file.allocated);
+        self.disk_bytes += more;
         file.allocated = file.allocated.max(allocate_to);
         file.created = true;
         if !self.poisoned && !cfg!(mutant = "extent_entry_before_flush") {
             self.ring.push(Entry::Extent(entry));
+        }
+        if more > 0 {
+            self.disk_has_room(out);
         }
     }
 
@@ -77,39 +82,50 @@ impl Shard {
         }
         match cause {
             DiskFailure::Fault => self.poison("a segment write failed", out),
-            DiskFailure::NoSpace => self.disk_is_full(now, out),
+            DiskFailure::NoSpace => self.pause(now, true, out),
+            DiskFailure::Busy => self.pause(now, false, out),
         }
     }
 
-    /// The file system has no room. Nothing is damaged: what found none is tried again later.
-    pub(super) fn disk_is_full(&mut self, now: Now, out: &mut Effects) {
-        let retry_at = now.instant.after(DISK_FULL_RETRY);
-        if self.disk_full.replace(DiskFull { retry_at, trying: false, dropped: false }).is_none() {
+    /// Something found no room, or lacked something else. Nothing is damaged: it is tried again later.
+    pub(super) fn pause(&mut self, now: Now, full: bool, out: &mut Effects) {
+        let was_full = self.is_disk_full();
+        let before = self.pause;
+        self.pause = Some(Pause {
+            full: full || was_full,
+            retry_at: now.instant.after(DISK_FULL_RETRY),
+            trying: false,
+            // Several may fail in one try.
+            dropped: before.is_some_and(|before| !before.trying && before.dropped),
+        });
+        if full && !was_full {
             out.notes.push(Note::DiskFull);
         }
     }
 
-    /// Something that was tried again found room.
-    pub(super) fn disk_has_room(&mut self, out: &mut Effects) {
-        if self.disk_full.is_some_and(|full| full.trying) {
-            self.disk_full = None;
+    /// Whether the file system was full at the last try.
+    pub(super) fn is_disk_full(&self) -> bool {
+        self.pause.is_some_and(|pause| pause.full)
+    }
+
+    /// What was tried again and needed room has found it.
+    fn disk_has_room(&mut self, out: &mut Effects) {
+        if let Some(pause) = self.pause.take_if(|pause| pause.trying)
+            && pause.full
+        {
             out.notes.push(Note::DiskRoom);
         }
     }
 
-    /// Whether nothing that needs room may be tried yet.
-    pub(super) fn waits_for_room(&self) -> bool {
-        self.disk_full.is_some_and(|full| !full.trying)
-    }
-
-    /// Lets what needs room be tried again after the file system was full. With nothing left that needs any, it is over.
-    pub(super) fn retry_full_disk(&mut self, now: Now, out: &mut Effects) {
+    /// Lets what waits be tried again. With nothing left that does, it is over.
+    pub(super) fn retry_after_pause(&mut self, now: Now, out: &mut Effects) {
         let idle = self.extents.is_empty() && self.capture.is_none() && self.next_to_destage().is_none();
-        let Some(full) = &mut self.disk_full else { return };
-        if full.trying && idle {
+        let Some(pause) = &mut self.pause else { return };
+        if pause.trying && idle && !self.checkpoint_waits {
             self.disk_has_room(out);
-        } else if now.instant >= full.retry_at {
-            full.trying = true;
+        } else if now.instant >= pause.retry_at {
+            pause.trying = true;
+            self.checkpoint_waits = false;
         }
     }
 
@@ -148,23 +164,43 @@ impl Shard {
     pub(super) fn seal_complete(&mut self, tp: TopicPartition, out: &mut Effects) {
         let Some(partition) = self.partitions.get_mut(&tp) else { return };
         for segment in partition.log.segments.iter_mut() {
-            let wanted =
-                segment.is_complete() && !segment.sealed && segment.created && segment.index.is_some();
-            if wanted && !std::mem::replace(&mut segment.sealing, true) {
+            let wanted = segment.is_complete() && segment.created && segment.index.is_some();
+            if wanted && segment.seal == Seal::Open {
+                segment.seal = Seal::UnderWay;
                 let id = segment.id(tp);
                 out.seals.push(SegmentSeal { segment: id, index_file: index_file(id, segment) });
             }
         }
     }
 
-    pub(super) fn sealed(&mut self, segment: SegmentId, written: bool) {
+    /// An index file is in place, or could not be written: then the segment keeps in memory what would be in it.
+    pub(super) fn index_written(&mut self, segment: SegmentId, written: bool) {
         let Some(partition) = self.partitions.get_mut(&segment.tp) else { return };
-        if let Some(file) = partition.log.segments.find_mut(segment.base, segment.segment_use) {
-            file.sealed = true;
+        let Some(file) = partition.log.segments.find_mut(segment.base, segment.segment_use) else { return };
+        if written {
+            file.seal = Seal::Done;
             file.opening = None;
-            if written {
-                file.index = None;
+            file.index = None;
+        } else {
+            file.seal = Seal::Failed;
+            self.seals_failed = true;
+        }
+    }
+
+    /// Asks again for the index files that could not be written.
+    pub(super) fn retry_seals(&mut self, out: &mut Effects) {
+        if !std::mem::take(&mut self.seals_failed) {
+            return;
+        }
+        let mut failed = BTreeSet::new();
+        for (tp, partition) in &mut self.partitions {
+            for segment in partition.log.segments.iter_mut().filter(|segment| segment.seal == Seal::Failed) {
+                segment.seal = Seal::Open;
+                failed.insert(*tp);
             }
+        }
+        for tp in failed {
+            self.seal_complete(tp, out);
         }
     }
 

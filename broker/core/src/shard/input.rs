@@ -104,6 +104,8 @@ pub enum Input {
         /// Offset in the ring.
         ring_offset: u64,
     },
+    /// A chunk of the ring could not be written for the first time.
+    PrewriteFailed,
     /// The hands took all inputs there were: cut what gathered into a commit.
     Turn,
     /// Time passed: deadlines, retention, marks.
@@ -112,12 +114,13 @@ pub enum Input {
     Drain,
 }
 
-/// Why a write to a segment failed.
+/// Why a write to a segment or a checkpoint failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskFailure {
-    /// The file system is full, or the process has no descriptor left: nothing is damaged, the bytes are still in the
-    /// journal, and later it may go.
+    /// The file system is full; nothing is damaged, the bytes are still in the journal.
     NoSpace,
+    /// The process lacks something that it may have later, as a descriptor; nothing is damaged or full.
+    Busy,
     /// The device or the file system refused: nothing more may be promised on it.
     Fault,
 }

@@ -95,11 +95,12 @@ impl Shard {
 
     /// Periodic: retention by time and by bytes, and another try on a full disk.
     pub(super) fn keep(&mut self, now: Now, out: &mut Effects) {
-        self.retry_full_disk(now, out);
+        self.retry_after_pause(now, out);
         self.budget_full = self.budget_full && (self.is_stuck() || !self.has_disk_room(0));
         if self.read_only || self.poisoned {
             return;
         }
+        self.retry_seals(out);
         let partitions: Vec<TopicPartition> = self.partitions.keys().copied().collect();
         for tp in partitions {
             let Some(partition) = self.partitions.get(&tp) else { continue };
@@ -118,7 +119,7 @@ impl Shard {
         reason: &'static str,
         out: &mut Effects,
     ) -> bool {
-        let has_room = self.ring.admits(BLOCK);
+        let has_room = self.ring.admits_log_start();
         let Some(partition) = self.partitions.get_mut(&tp) else { return false };
         if to <= partition.start_target || partition.removing || !has_room {
             return false;
@@ -172,7 +173,7 @@ impl Shard {
 
     /// Whether the file system is full and the journal cannot take what it cannot pass on.
     pub(super) fn is_stuck(&self) -> bool {
-        self.disk_full.is_some() && self.ring.head().since(self.ring.needed_from()) > self.ring.bytes() / 2
+        self.is_disk_full() && self.ring.head().since(self.ring.needed_from()) > self.ring.bytes() / 2
     }
 
     /// Whether a batch of `bytes` fits the disk budget, with everything that is on its way to segments.
@@ -263,7 +264,7 @@ impl Shard {
         }
         let stuck = self.poisoned || self.read_only;
         // What a full disk keeps from a checkpoint stays in the journal.
-        let kept = self.is_checkpointed() || self.disk_full.is_some();
+        let kept = self.is_checkpointed() || self.checkpoint_waits;
         if stuck || (self.ring.is_quiet() && self.extents.is_empty() && kept) {
             self.drained = true;
             out.notes.push(Note::Drained);

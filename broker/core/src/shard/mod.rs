@@ -125,11 +125,13 @@ struct ExtentBeingWritten {
     doomed: bool,
 }
 
-/// The file system had no room for something.
+/// Something could not be written for want of room, or of something else that may come back.
 #[derive(Clone, Copy, Debug)]
-struct DiskFull {
+struct Pause {
+    /// Whether it was room on the file system.
+    full: bool,
     retry_at: Instant,
-    /// The time has come: what needs room is tried again.
+    /// The time has come: what waits is tried again.
     trying: bool,
     /// A segment was dropped to make room since the last try.
     dropped: bool,
@@ -175,7 +177,11 @@ pub struct Shard {
     checkpoints: u64,
     poisoned: bool,
     read_only: bool,
-    disk_full: Option<DiskFull>,
+    pause: Option<Pause>,
+    /// A checkpoint found no room at the last try.
+    checkpoint_waits: bool,
+    /// An index file could not be written lately.
+    seals_failed: bool,
     /// An append was refused since the last look at the budget, which had no room for it.
     budget_full: bool,
     draining: bool,
@@ -229,7 +235,9 @@ impl Shard {
             checkpoints: 0,
             poisoned: false,
             read_only: from.read_only,
-            disk_full: None,
+            pause: None,
+            checkpoint_waits: false,
+            seals_failed: false,
             budget_full: false,
             draining: false,
             drained: false,
@@ -269,10 +277,11 @@ impl Shard {
             Input::ExtentFailed { segment, file_position, cause } => {
                 self.extent_failed(now, segment, file_position, cause, out);
             }
-            Input::Sealed { segment, written } => self.sealed(segment, written),
+            Input::Sealed { segment, written } => self.index_written(segment, written),
             Input::CheckpointFlushed => self.checkpoint_flushed(out),
             Input::CheckpointFailed { cause } => self.checkpoint_failed(now, cause, out),
             Input::Prewritten { ring_offset } => self.prewritten(ring_offset, out),
+            Input::PrewriteFailed => self.poison("a journal write failed", out),
             Input::Turn => self.turn(now, out),
             Input::Tick => self.tick(now, out),
             Input::Drain => self.drain(out),
@@ -344,7 +353,7 @@ impl Shard {
             checkpoints: self.checkpoints,
             poisoned: self.poisoned,
             read_only: self.read_only,
-            disk_full: self.disk_full.is_some() || self.budget_full,
+            disk_full: self.is_disk_full() || self.budget_full,
         }
     }
 
@@ -354,6 +363,9 @@ impl Shard {
         for partition in self.partitions.values() {
             if let Some(what) = partition.log.broken_invariant() {
                 return Some(what);
+            }
+            if partition.shown > partition.log.end() {
+                return Some("more was shown of a partition than it has");
             }
             if partition.undestaged != partition.log.first_undestaged() {
                 return Some("the order of undestaged bytes is stale");

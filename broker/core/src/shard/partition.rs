@@ -76,8 +76,8 @@ impl Partition {
         self.config.as_ref().is_none_or(|config| config.durability == Durability::Disk)
     }
 
-    /// The high watermark: offset after the last record that consumers may see and acks may name. With one replica
-    /// it is the durable end; of a memory topic, the end of what has its place in a commit.
+    /// The high watermark: offset after the last record that consumers may see. With one replica it is the durable end; of
+    /// a memory topic, the end of what has its place in a commit. It does not move back when a topic turns to disk.
     pub(super) fn high_watermark(&self) -> Offset {
         if self.waits_for_disk() && !cfg!(mutant = "leader_counts_memory") {
             return self.log.durable_end().max(self.shown);

@@ -73,7 +73,7 @@ pub enum AppendRefusal {
     Producer(#[from] ProducerRefusal),
     /// No room on disk.
     #[error(
-        "the disk or the broker's disk_bytes_max is full and the topic's full_policy drops nothing; free room or raise it"
+        "the disk or the broker's disk_bytes_max is full, and the topic's full_policy could not make room; free some or raise it"
     )]
     DiskFull,
     /// More replicas are required than there are.
@@ -149,7 +149,7 @@ impl Shard {
 
     /// Whether the journal has room; a shard that refuses everything needs none to say so.
     fn may_admit(&self, bytes: u64) -> bool {
-        self.ring.admits(bytes) || self.poisoned || self.read_only || self.draining
+        self.ring.admits(bytes) || self.poisoned || self.read_only || self.draining || self.is_stuck()
     }
 
     fn admit(&mut self, now: Now, request: Produce, deadline: Instant, out: &mut Effects) {
@@ -198,7 +198,7 @@ impl Shard {
         out.answers.push((request, answer(parked.rows)));
     }
 
-    /// The high watermark of a partition moved: acks up to it may leave.
+    /// What is durable or visible of a partition moved: acks up to it may leave.
     pub(super) fn release_acks(&mut self, tp: TopicPartition, out: &mut Effects) {
         let Some(partition) = self.partitions.get_mut(&tp) else { return };
         let mut done = Vec::new();
@@ -250,7 +250,7 @@ impl Shard {
         }
     }
 
-    /// Parks a row until the high watermark reaches `end`; false if it is there already.
+    /// Parks a row until what it waits for reaches `end`; false if it is there already.
     fn park_ack(&mut self, tp: TopicPartition, end: Offset, request: RequestId) -> bool {
         let Some(partition) = self.partitions.get_mut(&tp) else { return false };
         let durable = partition.waits_for_disk();
@@ -383,8 +383,8 @@ impl Shard {
         if self.is_stuck() {
             // What is dropped leaves room only when its files are gone, and others may take that: one segment a try.
             if may_drop
-                && let Some(full) = &mut self.disk_full
-                && !std::mem::replace(&mut full.dropped, true)
+                && let Some(pause) = &mut self.pause
+                && !std::mem::replace(&mut pause.dropped, true)
             {
                 self.drop_oldest(tp, out);
             }

@@ -61,6 +61,8 @@ struct Hands {
     held_extents: Vec<Input>,
     /// The file system takes nothing more.
     disk_full: bool,
+    /// Index files can be written; nothing reads them here.
+    can_seal: bool,
     removed: Vec<TopicPartition>,
 }
 
@@ -109,6 +111,7 @@ impl Hands {
             hold_extents: false,
             held_extents: Vec::new(),
             disk_full: false,
+            can_seal: false,
             removed: Vec::new(),
         }
     }
@@ -197,7 +200,7 @@ impl Hands {
             to.push(Input::ExtentFlushed { segment, file_position });
         }
         for seal in out.seals {
-            done.push(Input::Sealed { segment: seal.segment, written: false });
+            done.push(Input::Sealed { segment: seal.segment, written: self.can_seal });
         }
         if out.checkpoint.is_some() && self.disk_full {
             done.push(Input::CheckpointFailed { cause: DiskFailure::NoSpace });

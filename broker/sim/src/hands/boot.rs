@@ -1,7 +1,7 @@
 //! From a disk to a shard that may be used: the first format, and recovery on every start.
 
 use super::{Hands, Tools};
-use crate::disk::{Class, DiskError, OpId};
+use crate::disk::{Class, Disk, DiskError, OpId};
 use crate::shadow::Shadow;
 use bytes::Bytes;
 use corelog_core::journal::{RING_DATA_START, SegmentId};
@@ -27,6 +27,8 @@ pub struct Booted {
     pub report: Report,
     /// Still to be written and flushed, one after the other.
     superblocks: VecDeque<(u64, Bytes)>,
+    /// Files to be removed once what recovery read is flushed.
+    swept: Vec<String>,
     waiting: BTreeSet<OpId>,
     flushing: bool,
 }
@@ -87,9 +89,9 @@ impl Hands {
             Err(fault) => return Err((BootFault::Refused(fault.to_string()), shadow)),
         };
         tools.trace.say(format_args!("recovered: {}", recovered.report));
-        if !recovered.shard.snapshot().read_only {
-            sweep(&recovered.shard, &recovered.removed, tools);
-        }
+        let read_only = recovered.shard.snapshot().read_only;
+        let swept =
+            if read_only { Vec::new() } else { to_sweep(&recovered.shard, &recovered.removed, tools.disk) };
         let hands = Self {
             packer: recovered.shard.packer(),
             shard: recovered.shard,
@@ -114,6 +116,7 @@ impl Hands {
             hands,
             report: recovered.report,
             superblocks: superblocks.map(|write| (write.file_offset, Bytes::from(write.bytes))).collect(),
+            swept,
             waiting: BTreeSet::new(),
             flushing: true,
         };
@@ -122,6 +125,7 @@ impl Hands {
         if !cfg!(mutant = "session_before_flush") && !booted.superblocks.is_empty() {
             let slots = slot_files.into_iter().flatten();
             booted.waiting = slots.chain([journal]).map(|file| tools.disk.flush(tools.now, file)).collect();
+            booted.waiting.insert(tools.disk.flush_folder(tools.now, &booted.hands.folder));
         }
         if booted.waiting.is_empty() {
             booted.go_on(tools);
@@ -132,6 +136,10 @@ impl Hands {
 
 impl Booted {
     fn go_on(&mut self, tools: &mut Tools<'_>) {
+        for path in self.swept.drain(..) {
+            tools.trace.say(format_args!("swept {path}"));
+            tools.disk.remove(&path);
+        }
         if let Some((offset, bytes)) = self.superblocks.pop_front() {
             self.waiting.insert(tools.disk.write(tools.now, self.hands.journal, offset, bytes));
             self.flushing = false;
@@ -196,23 +204,26 @@ impl Booted {
     }
 }
 
-/// Removes what an earlier start was to remove and a crash has kept or brought back.
-fn sweep(shard: &Shard, removed: &[TopicPartition], tools: &mut Tools<'_>) {
+/// What an earlier start was to remove and a crash has kept or brought back.
+fn to_sweep(shard: &Shard, removed: &[TopicPartition], disk: &Disk) -> Vec<String> {
+    let mut swept = Vec::new();
     for tp in removed {
-        tools.disk.remove(&format!("topics/{}", folder_name(*tp)));
+        let folder = format!("topics/{}", folder_name(*tp));
+        swept.extend(disk.list(&folder));
+        swept.push(folder);
     }
     for (tp, kept) in shard.files() {
-        for path in tools.disk.list(&format!("topics/{}", folder_name(tp))) {
+        for path in disk.list(&format!("topics/{}", folder_name(tp))) {
             let name = path.rsplit('/').next().unwrap_or_default();
             if let Some((base, segment_use)) = parse_file_name(name)
                 && segment_use <= shard.newest_use()
                 && !kept.contains(&SegmentId { tp, base, segment_use })
             {
-                tools.trace.say(format_args!("swept {path}"));
-                tools.disk.remove(&path);
+                swept.push(path);
             }
         }
     }
+    swept
 }
 
 fn folder_of(config: &ShardConfig) -> String {

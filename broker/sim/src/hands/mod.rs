@@ -274,17 +274,13 @@ impl Hands {
     fn write_checkpoint(&mut self, checkpoint: &CheckpointWrite, tools: &mut Tools<'_>) {
         tools.trace.event("checkpoint", &[u64::from(checkpoint.slot), checkpoint.bytes.len() as u64]);
         let path = format!("{}/checkpoint-{}", self.folder, checkpoint.slot);
-        let (file, mut targets) = match tools.disk.open(&path) {
-            Some(file) => (file, Vec::new()),
-            None => {
-                (tools.disk.create(&path, Some(Class::Checkpoint)), vec![Target::Folder(self.folder.clone())])
-            }
-        };
+        let file =
+            tools.disk.open(&path).unwrap_or_else(|| tools.disk.create(&path, Some(Class::Checkpoint)));
         if let Err(error) = tools.disk.allocate(file, checkpoint.bytes.len() as u64) {
             self.finish(Then::Checkpoint, Err(error), tools);
             return;
         }
-        targets.insert(0, Target::File(file));
+        let targets = vec![Target::File(file), Target::Folder(self.folder.clone())];
         let writes = vec![(file, 0, Bytes::from(checkpoint.bytes.clone()))];
         self.begin(Then::Checkpoint, [Stage::Write(writes), Stage::Flush(targets)], tools);
     }
@@ -328,7 +324,7 @@ impl Hands {
                 Ok(()) => Input::CheckpointFlushed,
                 Err(error) => Input::CheckpointFailed { cause: failure(error) },
             },
-            Then::Prewrite(ring_offset) if failed => Input::CommitFailed { at: Position::new(ring_offset) },
+            Then::Prewrite(_) if failed => Input::PrewriteFailed,
             Then::Prewrite(ring_offset) => Input::Prewritten { ring_offset },
         };
         tools.trace.event("finished", &[then.number(), u64::from(failed)]);
@@ -402,6 +398,7 @@ fn record_input(input: &Input, trace: &mut Trace) {
         Input::CommitFailed { at } => ("failed", at.get()),
         Input::ExtentFlushed { file_position, .. } => ("extent flushed", *file_position),
         Input::ExtentFailed { file_position, .. } => ("extent failed", *file_position),
+        Input::PrewriteFailed => ("prewrite failed", 0),
         Input::Sealed { written, .. } => ("sealed", u64::from(*written)),
         Input::CheckpointFlushed => ("checkpoint flushed", 0),
         Input::CheckpointFailed { .. } => ("checkpoint failed", 0),

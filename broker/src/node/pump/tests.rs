@@ -90,6 +90,7 @@ impl Bench {
     fn lead(&self, partition: u32, epoch: u32, segment_bytes: u64) {
         let mut config = TopicConfig::resolve(&TopicOverrides::default(), &TopicOverrides::default(), 1);
         config.segment_bytes = segment_bytes;
+        config.record_bytes_max = config.batch_bytes_max;
         config.retention_ms = None;
         self.handle.push(Input::Lead { tp: tp(partition), epoch: LeaderEpoch::new(epoch), config });
     }

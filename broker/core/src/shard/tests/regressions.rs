@@ -336,3 +336,60 @@ fn a_block_that_cannot_be_read_is_never_taken_for_the_end_of_the_journal() {
     // Behind the first block that nothing was written to.
     assert_eq!(verdict_without(&hands, end + BLOCK), Verdict::Clean { end: Position::new(end) });
 }
+
+#[test]
+fn many_extents_that_find_no_room_in_one_try_cost_one_segment_together() {
+    let mut hands = Hands::new(ShardConfig { ring_bytes: 4 * MIB, ..small() });
+    let config = settings(|config| {
+        config.full_policy = FullPolicy::DropOldest;
+        config.segment_bytes = 1 << 20;
+    });
+    for partition in 0..8 {
+        hands.lead(partition, config.clone());
+        for _ in 0..4 {
+            fill(&mut hands, partition);
+        }
+    }
+    hands.disk_full = true;
+    for _ in 0..8 {
+        for partition in 0..8 {
+            hands.produce(partition, batch_of(partition, -1, -1, 1, &value(60_000)));
+        }
+    }
+    assert!(hands.shard.is_stuck());
+    assert_eq!(drops(&hands), 1);
+}
+
+#[test]
+fn who_lacks_descriptors_drops_nothing_and_is_not_full() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.full_policy = FullPolicy::DropOldest));
+    fill(&mut hands, 0);
+    let mut out = Effects::default();
+    hands.shard.pause(hands.now, false, &mut out);
+    fill(&mut hands, 0);
+    assert_eq!((drops(&hands), hands.shard.snapshot().disk_full), (0, false));
+    hands.pass(Duration::from_secs(1));
+    hands.pass(Duration::from_secs(1));
+    assert_eq!(fill(&mut hands, 0), [ErrorCode::None; 30]);
+}
+
+#[test]
+fn an_index_that_could_not_be_written_is_written_later() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.segment_bytes = 1 << 20));
+    // These hands never can.
+    for _ in 0..3 {
+        fill(&mut hands, 0);
+    }
+    let seals = |hands: &Hands| -> Vec<crate::log::Seal> {
+        hands.shard.partitions[&tp(0)].log.segments.iter().map(|segment| segment.seal).collect()
+    };
+    assert!(seals(&hands).contains(&crate::log::Seal::Failed));
+    hands.can_seal = true;
+    hands.pass(Duration::from_secs(1));
+    hands.pass(Duration::from_secs(1));
+    assert!(
+        seals(&hands).contains(&crate::log::Seal::Done) && !seals(&hands).contains(&crate::log::Seal::Failed)
+    );
+}
