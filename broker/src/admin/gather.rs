@@ -66,13 +66,18 @@ struct Told {
 impl Gatherer {
     /// Answers until nobody can ask any more.
     pub async fn run(self, mut questions: mpsc::Receiver<Question>) {
-        let this = Arc::new(self);
+        let (this, one_picture) = (Arc::new(self), Arc::new(tokio::sync::Mutex::new(())));
         while let Some(question) = questions.recv().await {
             match question {
+                // Beside the loop, one at a time; whoever asked may have given up waiting meanwhile.
                 Question::Picture(reply) => {
-                    let snapshot = this.snapshot().await;
-                    // Whoever asked may have given up waiting.
-                    drop(reply.send(snapshot));
+                    let (this, one_picture) = (Arc::clone(&this), Arc::clone(&one_picture));
+                    tokio::spawn(async move {
+                        let _turn = one_picture.lock().await;
+                        if !reply.is_closed() {
+                            drop(reply.send(this.snapshot().await));
+                        }
+                    });
                 }
                 // Not behind the pictures, which take long when a shard hangs.
                 Question::Health(reply) => {
@@ -498,7 +503,9 @@ mod tests {
             tokio::spawn(gatherer(vec![source]).run(inbox));
             let (reply, _picture) = oneshot::channel();
             questions.send(Question::Picture(reply)).await.unwrap();
-            let Some(Command::Report { .. }) = commands.recv().await else { panic!("a picture first") };
+            let Some(Command::Report { reply: _waits }) = commands.recv().await else {
+                panic!("a picture first")
+            };
             let (reply, health) = oneshot::channel();
             questions.send(Question::Health(reply)).await.unwrap();
             let glance = loop {

@@ -47,8 +47,8 @@ pub(super) const LINGER_BYTES_MAX: usize = 1 << 20;
 pub(super) const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(10);
 /// See [`ACCEPT_PAUSE_MIN`].
 pub(super) const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Most bytes of an answer's header: what clients take. Listings of more are refused.
-pub(super) const ANSWER_HEADER_BYTES_MAX: u64 = 4 << 20;
+/// Most bytes of an answer's header; clients take four times as much. Listings of more are refused.
+pub(super) const ANSWER_HEADER_BYTES_MAX: u64 = 16 << 20;
 /// What a throttled client is asked to wait.
 pub(super) const THROTTLE_MS: u32 = 100;
 /// A request is answered at the latest this long after its own deadline, whoever failed to.

@@ -56,7 +56,10 @@ pub(super) struct Connection {
     pub(super) in_flight: Cell<u32>,
     pub(super) in_flight_bytes: Cell<u64>,
     /// Those of them that wait at the end of a log: they hold up nothing and are counted apart.
-    pub(super) parked: Cell<u32>,
+    parked: Cell<u32>,
+    /// Bytes of the headers of these, as far as they are charged, and since when there are any.
+    parked_bytes: Cell<u64>,
+    parked_since: Cell<Instant>,
     /// Bytes that answers under way may bring, without those that wait at the end of a log.
     pub(super) promised_bytes: Cell<u64>,
     /// Most bytes that the next fetch may bring.
@@ -82,6 +85,8 @@ impl Connection {
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
             parked: Cell::new(0),
+            parked_bytes: Cell::new(0),
+            parked_since: Cell::new(now),
             promised_bytes: Cell::new(0),
             window_bytes: Cell::new(WINDOW_BYTES_MIN),
             output: RefCell::new(Output::new(now)),
@@ -116,6 +121,21 @@ impl Connection {
         while self.ended().is_none() && !holds(self) {
             self.changed.wait().await;
         }
+    }
+
+    /// A request whose header is charged with so many bytes waits at the end of a log from now on.
+    pub(super) fn parks(&self, bytes: u64) {
+        if self.parked_bytes.get() == 0 {
+            self.parked_since.set(Instant::now());
+        }
+        self.parked.set(self.parked.get() + 1);
+        self.parked_bytes.set(self.parked_bytes.get() + bytes);
+    }
+
+    /// It does so no more.
+    pub(super) fn unparks(&self, bytes: u64) {
+        self.parked.set(self.parked.get() - 1);
+        self.parked_bytes.set(self.parked_bytes.get() - bytes);
     }
 
     /// Whether another request may be read: requests and answers under way are within their limits.
@@ -181,6 +201,13 @@ impl Connection {
             }
             Reading::Lingering { since } if longer(since, config.linger) => return Some(Cause::Refused),
             _ => {}
+        }
+        // Who waits with large headers holds up those who have something to send.
+        if input_short
+            && self.parked_bytes.get() > 0
+            && longer(self.parked_since.get(), config.pressure_patience)
+        {
+            return Some(Cause::Pressure);
         }
         let (queued, progress) = self.output.borrow().waiting_since()?;
         if longer(progress, config.write_stall_max) {

@@ -199,7 +199,9 @@ impl Inner {
         let first = more.min(self.output.bytes_max() / 4);
         let room = async {
             charge.grow(first).await;
-            charge.grow(more - first).await;
+            if more > first {
+                charge.grow(more - first).await;
+            }
             true
         };
         let late = async {

@@ -31,7 +31,7 @@ pub(super) struct Ticket {
     bytes: u64,
     promised_bytes: u64,
     /// Of the header.
-    _charge: Charge,
+    charge: Charge,
     /// For the answer.
     reserved: Option<Charge>,
     /// Whether it waits at the end of a log.
@@ -58,16 +58,21 @@ impl Ticket {
             arrived,
             bytes,
             promised_bytes: 0,
-            _charge: charge,
+            charge,
             reserved: None,
             parked: false,
         }
     }
 
+    /// There is this charge for the answer.
+    pub(super) fn reserve(&mut self, reserved: Charge) {
+        self.reserved = Some(reserved);
+    }
+
     /// The answer may bring so many bytes, for which there is this charge.
     pub(super) fn promise(&mut self, bytes: u64, reserved: Charge) {
         self.set_parked(false);
-        self.reserved = Some(reserved);
+        self.reserve(reserved);
         self.promised_bytes += bytes;
         let promised = &self.connection.promised_bytes;
         promised.set(promised.get() + bytes);
@@ -75,9 +80,8 @@ impl Ticket {
 
     /// Nobody knows when there will be an answer: until then it holds nothing up.
     pub(super) fn park(&mut self) {
-        drop(self.take_promise());
         self.set_parked(true);
-        self.connection.changed.notify();
+        drop(self.take_promise());
     }
 
     /// Whether what is reserved suffices for an answer of so many bytes, or can be made to without waiting.
@@ -91,14 +95,14 @@ impl Ticket {
     pub(super) fn take_promise(&mut self) -> Option<Charge> {
         let promised = &self.connection.promised_bytes;
         promised.set(promised.get() - std::mem::take(&mut self.promised_bytes));
+        self.connection.changed.notify();
         self.reserved.take()
     }
 
     fn set_parked(&mut self, parks: bool) {
-        let parked = &self.connection.parked;
         match (self.parked, parks) {
-            (false, true) => parked.set(parked.get() + 1),
-            (true, false) => parked.set(parked.get() - 1),
+            (false, true) => self.connection.parks(self.charge.bytes()),
+            (true, false) => self.connection.unparks(self.charge.bytes()),
             _ => {}
         }
         self.parked = parks;

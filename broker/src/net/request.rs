@@ -88,7 +88,8 @@ impl Inner {
                 let bytes = self.listing_bytes(&request);
                 let reserved = self.room_for_answer(connection, bytes).await?;
                 let mut ticket = ticket(envelope);
-                ticket.promise(bytes, reserved);
+                // The connection is read on meanwhile: how long the control thread takes is not its doing.
+                ticket.reserve(reserved);
                 self.control(request, ticket);
             }
             // Answered by `serve` before it comes here.

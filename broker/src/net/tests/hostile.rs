@@ -165,7 +165,7 @@ fn a_topic_that_is_named_often_is_listed_once() {
         panic!("{:?}", asked.request)
     };
     assert_eq!(*topics, ["often", "once"]);
-    assert!(asked.answer_bytes_max <= 4 << 20);
+    assert!(asked.answer_bytes_max <= 16 << 20);
     // Until it is answered there is room for all that it may list.
     let reserved = broker.snapshot(0).output_bytes.0;
     assert_eq!(reserved, super::world::view(1).listing_bytes(Some(2)));

@@ -135,6 +135,7 @@ impl<T: Default> Producer<T> {
         if queue.again_at.is_some_and(|at| at > now) || queue.in_flight >= config.in_flight_max {
             return None;
         }
+        queue.again_at = None;
         if queue.holding {
             if queue.in_flight > 0 {
                 return None;

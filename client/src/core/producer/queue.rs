@@ -117,7 +117,10 @@ impl<T> Queue<T> {
 
     /// The sequence has a gap, or may have one: what was sealed fails, what follows needs another name.
     pub(super) fn doom(&mut self, error: &Error) {
-        if self.identity.is_some() {
+        if self.sealed.is_empty() {
+            // Nothing that could end the doom later.
+            self.spend();
+        } else if self.identity.is_some() {
             self.doomed.get_or_insert_with(|| error.clone());
         }
     }
@@ -132,7 +135,7 @@ impl<T> Queue<T> {
     /// The name is not used again.
     pub(super) fn spend(&mut self) {
         self.forgotten = false;
-        self.spent = self.identity.take();
+        self.spent = self.identity.take().or(self.spent);
         self.next_sequence = Sequence::ZERO;
     }
 

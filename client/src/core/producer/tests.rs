@@ -28,6 +28,10 @@ fn config() -> ProducerConfig {
     ProducerConfig { batch_bytes: 1, ..ProducerConfig::new("t") }
 }
 
+fn config_of_large_batches() -> ProducerConfig {
+    ProducerConfig { batch_bytes: 1_000, ..ProducerConfig::new("t") }
+}
+
 impl Rig {
     fn new(config: ProducerConfig) -> Self {
         let now = Instant::now();
@@ -100,6 +104,10 @@ impl Rig {
     }
 
     fn tell_topic(&mut self, partitions: u32) {
+        self.tell_topic_of(partitions, 1);
+    }
+
+    fn tell_topic_of(&mut self, partitions: u32, id: u8) {
         let outgoing = self.take(Kind::Metadata);
         let partition = |partition| MetadataPartition {
             partition,
@@ -112,7 +120,7 @@ impl Rig {
         let topic = MetadataTopic {
             error: ErrorCode::None,
             name: "t".into(),
-            id: TopicId::from_bytes([1; 16]),
+            id: TopicId::from_bytes([id; 16]),
             partitions: (0..partitions).map(partition).collect(),
         };
         let brokers = vec![MetadataBroker { id: BrokerId::new(1), address: "a:1".into() }];
@@ -327,6 +335,38 @@ fn an_idle_producer_that_the_broker_has_forgotten_goes_on_under_another_name() {
         rig.said(),
         (1..5).map(|number| format!("batch {number} is at 0/{number}")).collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn a_topic_that_was_created_again_takes_records_where_nothing_was_under_way() {
+    let mut rig = Rig::ready(config(), 1);
+    rig.append(0).unwrap();
+    rig.tick();
+    rig.produced(Ok(0));
+    rig.now += rig.producer.config.topic_age_max;
+    rig.tick();
+    rig.tell_topic_of(1, 2);
+    rig.append(1).unwrap();
+    rig.tick();
+    rig.name();
+    rig.said();
+    rig.produced(Ok(0));
+    assert_eq!(rig.said(), ["batch 1 is at 0/0"]);
+}
+
+#[test]
+fn a_lone_record_is_sent_after_its_linger_when_others_had_failed_before() {
+    let linger = Duration::from_millis(50);
+    let mut rig = Rig::ready(ProducerConfig { linger, ..config_of_large_batches() }, 1);
+    rig.append(0).unwrap();
+    rig.wait();
+    rig.produced(Err(ErrorCode::Throttled));
+    rig.wait();
+    rig.produced(Err(ErrorCode::CorruptBatch));
+    rig.append(1).unwrap();
+    rig.tick();
+    let due = rig.now + linger;
+    assert!(rig.producer.deadline().is_some_and(|at| at <= due), "{:?}", rig.producer.deadline());
 }
 
 #[test]
