@@ -47,6 +47,9 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a shard may take to make everything durable at a stop; a device that hangs is left behind.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long the control plane may take to end what it does, and the metadata store to close.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Why a broker did not start, or did not stop cleanly.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
@@ -196,7 +199,12 @@ async fn serve(
     let (works, mut sides) = works(config, folder, &control_requests, &views);
     drop(views);
     let running = rt::start(&rt::Options { pin, ..rt::Options::default() }, works, shard_main)?;
-    let (reports, held) = match all_up(&mut sides).await {
+    let up = tokio::select! {
+        up = all_up(&mut sides) => up,
+        // Nothing was accepted yet, so nothing is lost by ending here and now.
+        () = stop.any() => std::process::exit(INTERRUPTED),
+    };
+    let (reports, held) = match up {
         Ok(up) => up,
         Err(error) => {
             stop_shards(&sides).await;
@@ -239,8 +247,9 @@ async fn serve(
     let clean = stop_shards(&sides).await;
     operators.end();
     drop(stop_control);
-    drop(control.await);
-    store.close().await;
+    // What it does may wait for a shard that does not end.
+    drop(tokio::time::timeout(CONTROL_PATIENCE, control).await);
+    drop(tokio::time::timeout(CONTROL_PATIENCE, store.close()).await);
     Ok(clean.then_some(running))
 }
 

@@ -270,7 +270,7 @@ impl Shard {
             Input::DeleteRecords { request, rows } => self.delete_records(request, &rows, out),
             Input::Forget { request } => self.forget(request),
             Input::CommitFlushed { at } => self.commit_flushed(now, at, out),
-            Input::CommitFailed { .. } => self.poison("a journal write failed", out),
+            Input::CommitFailed { .. } | Input::PrewriteFailed => self.poison("a journal write failed", out),
             Input::ExtentFlushed { segment, file_position } => {
                 self.extent_flushed(segment, file_position, out);
             }
@@ -281,7 +281,6 @@ impl Shard {
             Input::CheckpointFlushed => self.checkpoint_flushed(out),
             Input::CheckpointFailed { cause } => self.checkpoint_failed(now, cause, out),
             Input::Prewritten { ring_offset } => self.prewritten(ring_offset, out),
-            Input::PrewriteFailed => self.poison("a journal write failed", out),
             Input::Turn => self.turn(now, out),
             Input::Tick => self.tick(now, out),
             Input::Drain => self.drain(out),

@@ -39,6 +39,7 @@ fn settings(change: impl FnOnce(&mut TopicConfig)) -> TopicConfig {
 }
 
 /// A disk and a memory without faults.
+#[expect(clippy::struct_excessive_bools, reason = "each holds back one thing")]
 struct Hands {
     config: ShardConfig,
     shard: Shard,
