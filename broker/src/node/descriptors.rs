@@ -8,11 +8,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors of the process itself: standard streams, the lock, the metadata store, tokio, administration.
 const OF_PROCESS: u64 = 256;
 /// Descriptors of one shard beside its connections: at most 256 segment files kept open and as many in the making or
-/// on their way out, the journal, two checkpoints, three rings with their event descriptors, two listening sockets.
-const OF_SHARD: u64 = 576;
-/// Descriptors of a connection: a hand-over to another shard has two for a moment, and the backlog's next one is
-/// accepted before it is counted.
-const OF_CONNECTION: u64 = 2;
+/// on their way out, the journal, two checkpoints, three rings with their event descriptors, two listening sockets, and
+/// 256 connections that have a second one for a moment, while they are handed to another shard, or are not counted yet.
+const OF_SHARD: u64 = 832;
 /// The most connections of one shard, however many descriptors there are.
 pub(super) const CONNECTIONS_MAX: u64 = 16_384;
 /// Fewer than this are worth a warning.
@@ -39,12 +37,12 @@ pub(super) fn connections_max(limit: Option<u64>, shards: u16) -> usize {
     let Some(limit) = limit else { return to_usize(CONNECTIONS_MAX) };
     let shards = u64::from(shards.max(1));
     let files = (OF_PROCESS + shards * OF_SHARD).min(limit / 2);
-    to_usize(((limit - files) / OF_CONNECTION / shards).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX))
+    to_usize(((limit - files) / shards).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX))
 }
 
 /// The limit with which no shard takes fewer connections than it could.
 pub(super) fn limit_wanted(shards: u16) -> u64 {
-    OF_PROCESS + u64::from(shards) * (OF_SHARD + OF_CONNECTION * CONNECTIONS_MAX)
+    OF_PROCESS + u64::from(shards) * (OF_SHARD + CONNECTIONS_MAX)
 }
 
 fn to_usize(number: u64) -> usize {
@@ -69,15 +67,15 @@ mod tests {
     fn connections_leave_room_for_files() {
         assert_eq!(connections_max(None, 4), 16_384);
         assert_eq!(connections_max(Some(1 << 20), 4), 16_384);
-        // 4,096 less 256 and 576, by two.
-        assert_eq!(connections_max(Some(4_096), 1), 1_632);
-        // Half of it for files, a quarter of the rest for each shard, by two.
-        assert_eq!(connections_max(Some(1_024), 4), 64);
+        // 4,096 less 256 and 832.
+        assert_eq!(connections_max(Some(4_096), 1), 3_008);
+        // Half of it for files, a quarter of the rest for each shard.
+        assert_eq!(connections_max(Some(1_024), 4), 128);
         assert_eq!(connections_max(Some(64), 8), 16);
         for shards in [1, 3, 256] {
             let wanted = limit_wanted(shards);
             assert_eq!(connections_max(Some(wanted), shards), 16_384);
-            assert!(connections_max(Some(wanted - 2 * u64::from(shards)), shards) < 16_384);
+            assert!(connections_max(Some(wanted - u64::from(shards)), shards) < 16_384);
         }
     }
 }

@@ -73,7 +73,7 @@ pub enum AppendRefusal {
     Producer(#[from] ProducerRefusal),
     /// No room on disk.
     #[error(
-        "the disk or the broker's disk_bytes_max is full, and the topic's full_policy could not make room; free some or raise it"
+        "the disk or the broker's disk_bytes_max is full, and the topic's full_policy could not make any; free room or raise it"
     )]
     DiskFull,
     /// More replicas are required than there are.

@@ -405,17 +405,18 @@ impl Disk {
         self.moment
     }
 
-    /// Drops the bytes of files that have neither a name, now or after a power cut, nor an operation.
+    /// Drops the bytes of files that have neither a name, now or after any power cut, nor an operation.
     fn forget_unlinked(&mut self) {
         if !self.files.values().any(|file| file.unlinked) {
             return;
         }
         let named = |names: &BTreeMap<String, Node>, id| names.values().any(|node| *node == Node::File(id));
-        let (durable, ops) = (&self.names_durable, &self.ops);
+        let (durable, pending, ops) = (&self.names_durable, &self.names_pending, &self.ops);
         self.files.retain(|&id, file| {
             !file.unlinked
                 || file.held > 0
                 || named(durable, id)
+                || pending.iter().any(|change| change.node == Some(Node::File(id)))
                 || ops.values().any(|op| op.file() == Some(id))
         });
     }
