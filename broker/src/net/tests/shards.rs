@@ -157,8 +157,15 @@ fn a_fetch_across_shards_that_finds_no_room_to_wait_asks_nobody_else() {
     let (mut reader, _) = Client::greeted(broker.address, Some(1));
     // The other shard stands still until the way to it is full.
     let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (stands, standing_now) = std::sync::mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        let standing = scope.spawn(|| broker.on(0, move |_| gone.recv_timeout(PATIENCE).is_err()));
+        let standing = scope.spawn(|| {
+            broker.on(0, move |_| {
+                stands.send(()).unwrap();
+                gone.recv_timeout(PATIENCE).is_err()
+            })
+        });
+        standing_now.recv_timeout(PATIENCE).unwrap();
         reader.send(&fetch(30_000, 1 << 20, &[(tp(0), 0), (tp(1), 0)]), &[]);
         broker.until(1, |core| core.net.inner.forwarded_out.get() == 1);
         broker.on(1, |core| core.net.inner.forwarded_out.set(1_000_000));
