@@ -2,10 +2,10 @@
 //!
 //! A slot that is torn by a crash is told by its checksums, and the other one counts.
 
-use super::error::{DiskError, Result};
+use super::error::Result;
 use super::file::File;
 use super::journal::copied;
-use super::segments::sync_folder;
+use super::segments::flush_folder;
 use crate::rt;
 use corelog_core::shard::CheckpointWrite;
 use std::path::{Path, PathBuf};
@@ -35,9 +35,5 @@ pub(super) async fn write(folder: &Path, checkpoint: &CheckpointWrite) -> Result
     file.flush().await?;
     file.close().await?;
     // The name too, each time: whether an earlier try came so far is not known here.
-    let folder = folder.to_owned();
-    let synced = folder.clone();
-    rt::blocking(move || sync_folder(&synced))
-        .await
-        .map_err(|error| DiskError::system("flushing", &folder, error))
+    flush_folder(folder).await
 }

@@ -6,6 +6,7 @@
 
 use super::BLOCK_BYTES;
 use super::error::{DiskError, Result};
+use crate::rt;
 use corelog_core::limits::{BLOCK, DISK_MARGIN_BYTES, DISK_MARGIN_SHARE};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 use std::cell::Cell;
@@ -137,11 +138,17 @@ pub(super) fn check_room(path: &Path, more: u64) -> std::io::Result<()> {
 /// file of a device whether it can be polled, by reading from it, and an empty file gives the wrong answer for good.
 pub(super) async fn probe(folder: &Path) -> Result<()> {
     let path = folder.join("probe");
-    let zeros = [0_u8; BLOCK_BYTES];
-    std::fs::write(&path, zeros).map_err(|error| DiskError::system("writing", &path, error))?;
+    let written = path.clone();
+    // Beside the executor, as everything that may wait for the file system.
+    rt::blocking(move || std::fs::write(written, [0_u8; BLOCK_BYTES]))
+        .await
+        .map_err(|error| DiskError::system("writing", &path, error))?;
     let file = DmaFile::open(&path).await.map_err(|error| DiskError::glommio("opening", &path, error))?;
     file.close().await.map_err(|error| DiskError::glommio("closing", &path, error))?;
-    std::fs::remove_file(&path).map_err(|error| DiskError::system("removing", &path, error))
+    let removed = path.clone();
+    rt::blocking(move || std::fs::remove_file(removed))
+        .await
+        .map_err(|error| DiskError::system("removing", &path, error))
 }
 
 /// Reads a whole file of a multiple of [`BLOCK`] bytes, or says that there is none. One copy of its bytes.

@@ -114,7 +114,9 @@ impl ShardDisk {
         results: Rc<dyn Results>,
     ) -> Result<(Shard, Self, Report), OpenError> {
         let opened = recover::recover(&folders.shard, config).await?;
-        std::fs::create_dir_all(&folders.topics)
+        let topics = folders.topics.clone();
+        rt::blocking(move || std::fs::create_dir_all(topics))
+            .await
             .map_err(|error| DiskError::system("making", &folders.topics, error))?;
         let mut tail = Tail::default();
         for (at, bytes) in opened.kept {

@@ -9,7 +9,7 @@ use super::checkpoint;
 use super::error::DiskError;
 use super::file::{File, probe, read_whole};
 use super::journal::{self, copied};
-use super::segments::sync_folder;
+use super::segments::{flush_folder, sync_folder};
 use crate::rt;
 use bytes::Bytes;
 use corelog_core::journal::{Position, RING_DATA_START, RingRead};
@@ -168,7 +168,7 @@ async fn flush_all(folder: &Path, journal: &File) -> Result<(), DiskError> {
             file.close().await?;
         }
     }
-    sync_folder(folder).map_err(|error| DiskError::system("flushing", folder, error))
+    flush_folder(folder).await
 }
 
 /// Feeds the whole ring to recovery; while it judges one part the next is being read.

@@ -114,11 +114,7 @@ impl Segments {
 
     /// Makes the name of a segment's new file durable.
     pub(super) async fn flush_name(&self, hold: &Hold) -> Result<()> {
-        let folder = self.folder(hold.id.tp);
-        let synced = folder.clone();
-        rt::blocking(move || sync_folder(&synced))
-            .await
-            .map_err(|error| DiskError::system("flushing", &folder, error))
+        flush_folder(&self.folder(hold.id.tp)).await
     }
 
     /// Puts an index file into place, durable before its name is.
@@ -319,6 +315,14 @@ fn make_folder(topics: &Path, folder: &Path) -> io::Result<()> {
         sync_folder(topic)?;
     }
     sync_folder(topics)
+}
+
+/// The same as [`sync_folder`], beside the executor: on a busy file system it takes seconds.
+pub(super) async fn flush_folder(folder: &Path) -> Result<()> {
+    let synced = folder.to_owned();
+    rt::blocking(move || sync_folder(&synced))
+        .await
+        .map_err(|error| DiskError::system("flushing", folder, error))
 }
 
 /// Makes the names in a folder durable. In full: flushing only a folder's data is not certain to.
