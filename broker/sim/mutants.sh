@@ -21,7 +21,6 @@ leader_counts_memory
 no_folder_flush
 old_producer_epoch_appends
 recovery_cuts_at_first_bad
-recovery_ignores_chain
 recovery_ignores_sessions
 refused_what_may_land
 ring_ignores_older_slot

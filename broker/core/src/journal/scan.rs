@@ -190,10 +190,7 @@ impl Scan {
         }
         // A session that began right where a scan had begun knew no commit before it.
         let unlinked = header.prev_crc == 0 && self.superblock.may_begin(header.session, self.at);
-        if self.last_crc.is_some_and(|crc| crc != header.prev_crc)
-            && !unlinked
-            && !cfg!(mutant = "recovery_ignores_chain")
-        {
+        if self.last_crc.is_some_and(|crc| crc != header.prev_crc) && !unlinked {
             return Judged::Bad { started: true, bytes: BLOCK };
         }
         let bytes = header.bytes as usize;
