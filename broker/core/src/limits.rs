@@ -36,7 +36,8 @@ pub const JOURNAL_BYTES_DEFAULT: u64 = 256 * MIB;
 pub const COMMIT_BYTES_MAX: u64 = 12 * MIB;
 /// Commits under way at once: one being flushed while the next is written.
 pub const COMMITS_IN_FLIGHT_MAX: usize = 2;
-/// Share of the ring kept for control entries (extents, log starts, removals): one in this many.
+/// Share of the ring that batches leave free: one in this many. Log starts and marks may use the first half of it, extents
+/// and removals all.
 pub const JOURNAL_RESERVE_SHARE: u64 = 8;
 /// Destaging starts when one in this many of the ring holds bytes that are in no segment yet.
 pub const DESTAGE_START_SHARE: u64 = 4;
@@ -59,7 +60,7 @@ pub const EXTENT_BYTES_IN_FLIGHT_MAX: u64 = 32 * MIB;
 pub const DISK_MARGIN_BYTES: u64 = 64 * MIB;
 /// On a small file system, or under a small budget, the margin is one in this many of it.
 pub const DISK_MARGIN_SHARE: u64 = 16;
-/// After the file system was full, the next try comes this much later.
+/// After the file system was full, the next try comes at the first housekeeping after this.
 pub const DISK_FULL_RETRY: Duration = Duration::from_millis(500);
 
 /// Default and bounds of a segment file.

@@ -158,14 +158,21 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Segments below a folder that has none yet, and who writes extents to them.
+fn extents_below(folder: &Path) -> (Rc<Segments>, Extents) {
+    let topics = folder.join("topics");
+    std::fs::create_dir(&topics).unwrap();
+    let segments = Rc::new(Segments::new(topics));
+    let extents = Extents::new(Rc::clone(&segments), Pool::new(4 * MIB));
+    (segments, extents)
+}
+
 #[test]
 fn a_full_file_system_is_told_from_a_fault_and_an_extent_fits_once_there_is_room() {
     let Some(disk) = SmallDisk::new(40) else { return };
     run(&disk.mount, |context, folder| async move {
-        let (topics, gate, ballast) = (folder.join("topics"), Gate::default(), folder.join("ballast"));
-        std::fs::create_dir(&topics).unwrap();
-        let segments = Rc::new(Segments::new(topics));
-        let extents = Extents::new(Rc::clone(&segments), Pool::new(4 * MIB));
+        let (gate, ballast) = (Gate::default(), folder.join("ballast"));
+        let (segments, extents) = extents_below(&folder);
         let hold = segments.hold(segment(0), context.background, &gate);
         let extent = ExtentWrite {
             segment: segment(0),
@@ -204,10 +211,8 @@ fn a_full_file_system_is_told_from_a_fault_and_an_extent_fits_once_there_is_room
 fn segments_leave_the_file_system_a_margin_in_which_a_checkpoint_fits() {
     let Some(disk) = SmallDisk::new(64) else { return };
     run(&disk.mount, |context, folder| async move {
-        let (topics, gate, ballast) = (folder.join("topics"), Gate::default(), folder.join("ballast"));
-        std::fs::create_dir(&topics).unwrap();
-        let segments = Rc::new(Segments::new(topics));
-        let extents = Extents::new(Rc::clone(&segments), Pool::new(4 * MIB));
+        let (gate, ballast) = (Gate::default(), folder.join("ballast"));
+        let (segments, extents) = extents_below(&folder);
         let hold = segments.hold(segment(0), context.background, &gate);
         let room = rustix::fs::statvfs(&folder).unwrap();
         let margin = room.f_blocks * room.f_frsize / 16;
