@@ -21,7 +21,8 @@ use corelog_wire::ids::Offset;
 use corelog_wire::message::At;
 
 pub use self::batch::{Batch, BatchRecords, RecordView};
-use super::metadata::Topic;
+use self::fetch::Lane;
+use super::metadata::{Destination, Topic};
 use super::random::{Backoff, Random};
 use super::{Effect, Input, RequestId};
 use crate::error::Error;
@@ -210,6 +211,8 @@ impl Log {
 /// A request under way.
 #[derive(Debug)]
 struct UnderWay {
+    leader: Destination,
+    lane: Lane,
     partitions: Vec<u32>,
     /// Room that its answer may need.
     reserved_bytes: usize,

@@ -376,6 +376,30 @@ fn what_is_buffered_is_bounded() {
 }
 
 #[test]
+fn partitions_that_wait_for_records_leave_room_for_those_that_are_behind() {
+    let config = ReaderConfig {
+        prefetch_bytes_max: 40_000,
+        fetch_bytes_max: 40_000,
+        partition_bytes_max: 400,
+        ..from(Start::Offset(0))
+    };
+    let mut rig = Rig::ready(config, 8);
+    let whole = |partition| Ok(batch(partition, 0..100));
+    rig.fetched(&(0..8).map(whole).collect::<Vec<_>>());
+    rig.said();
+    // They come to their ends one by one.
+    for partition in 0..7 {
+        assert_eq!(rig.taken().unwrap(), format!("{partition}:0..100"));
+    }
+    assert_eq!(rig.said(), ["fetch 0@100", "fetch 1@100", "fetch 2@100", "fetch 3@100"], "no more may wait");
+    rig.reader.seek(7, Start::Offset(0)).unwrap();
+    rig.handle(Input::Tick);
+    assert_eq!(rig.said(), ["fetch 7@0"], "one that is behind does not wait for them");
+    rig.fetched(&[Ok(vec![])]);
+    assert_eq!(rig.said(), ["fetch 0@100 4@100 5@100 6@100"], "those that rested wait together");
+}
+
+#[test]
 fn rows_that_do_not_match_are_not_believed() {
     let mut rig = Rig::ready(from(Start::Offset(0)), 2);
     let outgoing = rig.take(Kind::Fetch);
