@@ -21,7 +21,7 @@ leader_counts_memory
 no_folder_flush
 old_producer_epoch_appends
 recovery_cuts_at_first_bad
-recovery_ignores_sessions
+recovery_takes_stale_commits
 refused_what_may_land
 ring_ignores_older_slot
 session_before_flush

@@ -190,7 +190,8 @@ impl Scan {
         }
         // A session that began right where a scan had begun knew no commit before it.
         let unlinked = header.prev_crc == 0 && self.superblock.may_begin(header.session, self.at);
-        if self.last_crc.is_some_and(|crc| crc != header.prev_crc) && !unlinked {
+        let broken = self.last_crc.is_some_and(|crc| crc != header.prev_crc) && !unlinked;
+        if broken && !cfg!(mutant = "recovery_takes_stale_commits") {
             return Judged::Bad { started: true, bytes: BLOCK };
         }
         let bytes = header.bytes as usize;
@@ -230,7 +231,7 @@ impl Scan {
     fn belongs(&self, header: &CommitHeader, at: Position) -> bool {
         header.position == at
             && (self.superblock.session_covers(header.session, at)
-                || cfg!(mutant = "recovery_ignores_sessions"))
+                || cfg!(mutant = "recovery_takes_stale_commits"))
     }
 }
 

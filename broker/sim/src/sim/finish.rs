@@ -13,7 +13,8 @@ use corelog_wire::ids::TopicPartition;
 /// How often it is looked whether everything has its answer.
 const RECHECK: u64 = 500 * MILLIS;
 
-/// After the last power cut everything is read once more within this time.
+/// After the last power cut everything is read once more: within this time, or further in each such time. A spoiled
+/// segment is read from its start for each batch that it may still hold.
 const LAST_AUDIT: u64 = 8 * SECONDS;
 
 impl Sim {
@@ -82,6 +83,21 @@ impl Sim {
         self.trace.say(format_args!("{snapshot:?} {:?}", hands.shard().describe(tp)));
         let used_up = snapshot.disk_bytes + 4 * GROWTH_STEP_BYTES > snapshot.disk_bytes_max;
         self.quarantined[shard] || (refusal == ErrorCode::DiskFull && used_up)
+    }
+
+    /// Gives more time to audits that came further since time was up last.
+    pub(super) fn audits_go_on(&mut self) -> bool {
+        let busy = |client: &Client| match client {
+            Client::Auditor(auditor) if auditor.is_busy() => Some(auditor.waits_for()),
+            _ => None,
+        };
+        let waits: Vec<_> = self.clients.iter().filter_map(|seated| busy(seated.client.as_ref()?)).collect();
+        if waits.is_empty() || waits == self.audited {
+            return false;
+        }
+        self.audited = waits;
+        self.plan.end += LAST_AUDIT;
+        true
     }
 
     /// What must hold when time is up.

@@ -47,6 +47,7 @@ impl Sim {
             }
         }
         self.start_if_ready();
+        self.trouble_after_start();
     }
 
     /// Holds what recovery made of the journal against what is provably on the disk.

@@ -63,6 +63,8 @@ enum Event {
     Boot { incarnation: u64 },
     /// Something bad happens.
     Trouble,
+    /// The power goes soon after a start.
+    PowerCut { incarnation: u64 },
     /// The file system has room again.
     Room,
     /// Somebody restarts a broker that stopped acknowledging, or that does not come to rest.
@@ -142,7 +144,12 @@ pub struct Sim {
     given_up: bool,
     starts: u64,
     verdicts: (u64, u64),
+    /// Where each audit was when time was up last.
+    audited: Vec<Waits>,
 }
+
+/// What an audit waits for: a partition, the offset reached and the one to reach.
+type Waits = Option<(TopicPartition, u64, u64)>;
 
 impl Sim {
     /// A run by this plan; `printing` writes its trace.
@@ -178,6 +185,7 @@ impl Sim {
             given_up: false,
             starts: 0,
             verdicts: (0, 0),
+            audited: Vec::new(),
             plan,
         };
         sim.begin();
@@ -248,10 +256,12 @@ impl Sim {
     }
 
     /// Runs to the end or to the first violation.
-    #[must_use]
-    pub fn run(mut self) -> Outcome {
+    pub fn run(&mut self) -> Outcome {
         while self.checker.violation().is_none() && !self.given_up {
             let Some(event) = self.world.next_until(self.plan.end) else {
+                if self.audits_go_on() {
+                    continue;
+                }
                 self.finish();
                 break;
             };
@@ -275,6 +285,12 @@ impl Sim {
         }
     }
 
+    /// The disk, as the run left it.
+    #[must_use]
+    pub const fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     fn handle(&mut self, event: Event) {
         match event {
             Event::Disk(op) => self.disk_completed(op),
@@ -285,7 +301,14 @@ impl Sim {
                 self.trace.event("operator restarts", &[]);
                 self.kill();
             }
-            Event::Turn { .. } | Event::Tick { .. } | Event::Boot { .. } | Event::Operator { .. } => {}
+            Event::PowerCut { incarnation } if incarnation == self.incarnation && !self.healed => {
+                self.cut_power_somehow();
+            }
+            Event::Turn { .. }
+            | Event::Tick { .. }
+            | Event::Boot { .. }
+            | Event::Operator { .. }
+            | Event::PowerCut { .. } => {}
             Event::Wake { client } => {
                 if self.clients[client].wake_at <= self.world.nanos() {
                     self.clients[client].wake_at = u64::MAX;

@@ -23,10 +23,7 @@ impl Sim {
         self.trace.say(format_args!("trouble: {trouble:?}"));
         match trouble {
             Trouble::Kill => self.kill(),
-            Trouble::PowerCut => {
-                let style = CutStyle::draw(&mut self.nemesis);
-                self.cut_power(style);
-            }
+            Trouble::PowerCut => self.cut_power_somehow(),
             Trouble::Restart => {
                 for shard in 0..self.plan.shards {
                     self.tell(shard, Input::Drain);
@@ -73,6 +70,21 @@ impl Sim {
             // Clients do it on their own.
             Trouble::DeleteRecords => {}
         }
+    }
+
+    pub(super) fn cut_power_somehow(&mut self) {
+        let style = CutStyle::draw(&mut self.nemesis);
+        self.cut_power(style);
+    }
+
+    /// The moments in which a start records what it found, and those right after it, are short: some starts meet a power
+    /// cut in them, so that what a start believes to be durable has to be.
+    pub(super) fn trouble_after_start(&mut self) {
+        if self.healed || !self.plan.troubles.contains(&Trouble::PowerCut) || !self.nemesis.percent(15) {
+            return;
+        }
+        let wait = self.nemesis.between(0, 20 * MILLIS);
+        self.world.after(wait, Event::PowerCut { incarnation: self.incarnation });
     }
 
     fn may_spoil(&mut self) -> bool {
