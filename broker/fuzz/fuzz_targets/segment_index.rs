@@ -2,8 +2,9 @@
 #![no_main]
 
 use corelog_broker_fuzz::{BLOCK, Input, reseal_header, segment, u32_at};
+use corelog_core::journal::{SegmentId, SegmentUse};
 use corelog_core::segment::{Index, IndexFile, IndexFileContent, ProducerBatch, ProducerRecord};
-use corelog_wire::ids::Offset;
+use corelog_wire::ids::{Offset, TopicId, TopicPartition};
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 
@@ -43,8 +44,24 @@ fuzz_target!(|data: &[u8]| {
     open(&file);
 });
 
+/// As the file of the segment that the images speak of, and of the one it says it is of.
 fn open(bytes: &[u8]) {
-    let Ok(file) = IndexFile::open(bytes, segment()) else { return };
+    open_as(bytes, segment());
+    if let Some(named) = named(bytes) {
+        open_as(bytes, named);
+    }
+}
+
+/// As docs/FORMAT.md has it.
+fn named(bytes: &[u8]) -> Option<SegmentId> {
+    let topic = TopicId::from_bytes(*bytes.get(8..)?.first_chunk()?);
+    let base = bytes.get(32..)?.first_chunk().map(|base| u64::from_le_bytes(*base))?;
+    let (partition, segment_use) = (u32_at(bytes, 24), SegmentUse(u32_at(bytes, 28)));
+    Some(SegmentId { tp: TopicPartition::new(topic, partition), base: Offset::new(base), segment_use })
+}
+
+fn open_as(bytes: &[u8], segment: SegmentId) {
+    let Ok(file) = IndexFile::open(bytes, segment) else { return };
     let content = file.content();
     assert_eq!(content.index.broken_invariant(), None);
     for offset in [0, content.end / 2, content.end, u64::MAX] {
@@ -55,7 +72,7 @@ fn open(bytes: &[u8]) {
         let start = file.start_for_time(time);
         assert!(start >= BLOCK as u64 && start <= content.file_end);
     }
-    assert_eq!(IndexFile::open(&content.encode(segment()), segment()).as_ref(), Ok(&file));
+    assert_eq!(IndexFile::open(&content.encode(segment), segment).as_ref(), Ok(&file));
 }
 
 fn reseal(file: &mut [u8], _: usize) {

@@ -22,6 +22,7 @@
 
 pub mod checker;
 pub mod client;
+pub mod corpus;
 pub mod disk;
 pub mod hands;
 pub mod plan;

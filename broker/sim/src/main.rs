@@ -1,25 +1,31 @@
-//! Replays seeds: `corelog-sim [--seed N] [--seeds A..B] [--trace]`.
+//! Replays seeds: `corelog-sim [--seed N] [--seeds A..B] [--trace] [--corpus ROOT]`.
 //!
-//! Without arguments: a hundred seeds. Ends with 1 at the first seed that violates a promise.
+//! Without arguments: a hundred seeds. Ends with 1 at the first seed that violates a promise. With `--corpus`, pieces of
+//! each seed's disk go to the fuzz targets of the repository at ROOT.
 
-use corelog_sim::{Plan, run_seed};
+use corelog_sim::corpus::Corpus;
+use corelog_sim::{Plan, Sim};
+use std::io;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const USAGE: &str = "usage: corelog-sim [--seed N] [--seeds A..B] [--trace]";
+const USAGE: &str = "usage: corelog-sim [--seed N] [--seeds A..B] [--trace] [--corpus ROOT]";
 
 struct Arguments {
     seeds: Range<u64>,
     trace: bool,
+    corpus: Option<PathBuf>,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Option<Arguments> {
-    let mut parsed = Arguments { seeds: 0..100, trace: false };
+    let mut parsed = Arguments { seeds: 0..100, trace: false, corpus: None };
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--trace" => parsed.trace = true,
+            "--corpus" => parsed.corpus = Some(arguments.next()?.into()),
             "--seed" => {
                 let seed: u64 = arguments.next()?.parse().ok()?;
                 parsed.seeds = seed..seed.checked_add(1)?;
@@ -60,7 +66,8 @@ fn main() -> ExitCode {
         if arguments.trace {
             println!("{:#?}", Plan::draw(seed));
         }
-        let outcome = run_seed(seed, arguments.trace);
+        let mut sim = Sim::new(Plan::draw(seed), arguments.trace);
+        let outcome = sim.run();
         println!(
             "seed {seed}: hash {:016x}, {} events, {} acked, {} read, {} refused, {} starts, {} torn, {} corrupt",
             outcome.hash,
@@ -76,6 +83,19 @@ fn main() -> ExitCode {
             println!("FAILED: {violation}\nagain with: make sim SEED={seed}");
             return ExitCode::FAILURE;
         }
+        if let Some(root) = &arguments.corpus
+            && let Err(error) = write_corpus(root, seed, &Corpus::of(sim.disk()))
+        {
+            eprintln!("corelog-sim: {}: {error}", root.display());
+            return ExitCode::FAILURE;
+        }
     }
     ExitCode::SUCCESS
+}
+
+fn write_corpus(root: &Path, seed: u64, corpus: &Corpus) -> io::Result<()> {
+    for (number, (folder, bytes)) in corpus.iter().enumerate() {
+        std::fs::write(root.join(folder).join(format!("sim-{seed}-{number:02}")), bytes)?;
+    }
+    Ok(())
 }
