@@ -74,7 +74,7 @@ pub struct RunArguments {
     /// The broker to start. Default: `corelog` beside this program.
     #[arg(long, value_name = "FILE", conflicts_with = "bootstrap")]
     pub broker_bin: Option<PathBuf>,
-    /// One more argument of `corelog dev`.
+    /// One more argument of `corelog serve`, as `--set=storage.journal_bytes=1GiB`.
     #[arg(long, value_name = "ARG", allow_hyphen_values = true, conflicts_with = "bootstrap")]
     pub broker_arg: Vec<String>,
     /// Use the broker that listens here.

@@ -17,6 +17,18 @@ use crate::pin::ThreadPlace;
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// What the broker is told, unless more arguments say otherwise: a server's defaults for one shard, and memory that long
+/// runs fill and use again.
+pub const CONFIG: &str = "\
+[broker]
+shards = 1
+[listen]
+address = \"127.0.0.1:0\"
+admin = \"127.0.0.1:0\"
+[memory]
+bytes_max = \"1GiB\"
+";
+
 /// How to start a broker.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -62,8 +74,11 @@ impl Broker {
         let file = File::create(&log).doing(|| format!("making {}", log.display()))?;
         let errors = file.try_clone().doing(|| "duplicating a descriptor".to_owned())?;
         let data_dir = data.join("data");
+        let config = data.join("corelog.toml");
+        std::fs::write(&config, CONFIG).doing(|| format!("writing {}", config.display()))?;
         let mut command = Command::new(&start.program);
-        command.arg("dev").arg("--data-dir").arg(&data_dir).args(["--port", "0", "--admin-port", "0"]);
+        command.arg("serve").arg("--config").arg(&config);
+        command.arg("--set").arg(format!("broker.data_dir={}", data_dir.display()));
         command.args(&start.arguments).stdin(Stdio::null()).stdout(file).stderr(errors);
         let line = format!("{command:?}").replace('"', "");
         let began = Instant::now();

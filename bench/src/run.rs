@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::args::Driver;
 use crate::audit::{Audit, Snapshot, Watch};
-use crate::broker::{Broker, Start};
+use crate::broker::{Broker, CONFIG, Start};
 use crate::check::{Checker, Ledger, Verdict};
 use crate::engine;
 use crate::error::{Error, Result};
@@ -68,6 +68,8 @@ pub struct RunResult {
     pub class: &'static str,
     /// How the broker was started.
     pub broker_command: Option<String>,
+    /// Its configuration file.
+    pub broker_config: Option<&'static str>,
     /// Until it was ready, on an empty directory.
     pub broker_start_s: Option<f64>,
     /// Requests answered in a second.
@@ -158,6 +160,7 @@ pub fn once(workload: &Workload, repeat: u32, place: &Place) -> Result<RunResult
     result.read_back_mb_per_second = read_back_mb_per_second;
     if let Some(broker) = broker {
         result.broker_command = Some(broker.command().to_owned());
+        result.broker_config = Some(CONFIG);
         result.broker_start_s = Some(broker.start_took().as_secs_f64());
         broker.stop()?;
     } else {
@@ -287,6 +290,7 @@ fn summarise(
         repeat,
         class: workload.topic.durability.class(),
         broker_command: None,
+        broker_config: None,
         broker_start_s: None,
         requests_per_second,
         records_per_second,
