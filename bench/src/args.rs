@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::peer::Peer;
+use crate::strawman::StrawmanArguments;
+
 /// Latency and throughput of a Corelog broker, against what its machine could do.
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -23,6 +26,8 @@ pub enum Command {
     Limits(LimitsArguments),
     /// Compare two reports; ends with 1 if the second is worse.
     Compare(CompareArguments),
+    /// Serve as the least that could call itself a durable log server, to be measured.
+    Strawman(StrawmanArguments),
 }
 
 /// Where things run.
@@ -71,7 +76,10 @@ pub struct RunArguments {
     /// How often a repeat that others disturb is tried; the least disturbed try is kept, invalid ones always.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub attempts: u32,
-    /// The broker to start. Default: `corelog` beside this program.
+    /// Who is measured; several take turns, on the same workloads and with the same checks.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "corelog", conflicts_with = "bootstrap")]
+    pub peer: Vec<Peer>,
+    /// Corelog's broker. Default: `corelog` beside this program.
     #[arg(long, value_name = "FILE", conflicts_with = "bootstrap")]
     pub broker_bin: Option<PathBuf>,
     /// One more argument of `corelog serve`, as `--set=storage.journal_bytes=1GiB`.

@@ -12,26 +12,17 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::error::{Doing, Error, Result};
+use crate::peer::{Launch, Peer, Ready, nats, redis};
 use crate::pin::ThreadPlace;
 
 /// How long a start or a stop may take.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What the broker is told, unless more arguments say otherwise: a server's defaults for one shard, and memory that long
-/// runs fill and use again.
-pub const CONFIG: &str = "\
-[broker]
-shards = 1
-[listen]
-address = \"127.0.0.1:0\"
-admin = \"127.0.0.1:0\"
-[memory]
-bytes_max = \"1GiB\"
-";
-
 /// How to start a broker.
 #[derive(Clone, Debug)]
 pub struct Start {
+    /// Whose.
+    pub peer: Peer,
     /// The program.
     pub program: PathBuf,
     /// More arguments.
@@ -49,12 +40,13 @@ pub struct Broker {
     data: PathBuf,
     address: SocketAddr,
     command: String,
+    config: Option<&'static str>,
     start_took: Duration,
 }
 
 /// What a broker writes when it is ready.
 #[derive(Deserialize)]
-struct Ready {
+struct ReadyFile {
     address: SocketAddr,
     pid: u32,
 }
@@ -73,13 +65,10 @@ impl Broker {
         let log = data.join("broker.log");
         let file = File::create(&log).doing(|| format!("making {}", log.display()))?;
         let errors = file.try_clone().doing(|| "duplicating a descriptor".to_owned())?;
-        let data_dir = data.join("data");
-        let config = data.join("corelog.toml");
-        std::fs::write(&config, CONFIG).doing(|| format!("writing {}", config.display()))?;
-        let mut command = Command::new(&start.program);
-        command.arg("serve").arg("--config").arg(&config);
-        command.arg("--set").arg(format!("broker.data_dir={}", data_dir.display()));
-        command.args(&start.arguments).stdin(Stdio::null()).stdout(file).stderr(errors);
+        let launch =
+            start.peer.launch(&start.program, &start.arguments, &data).inspect_err(|_| remove(&data))?;
+        let Launch { mut command, ready, config } = launch;
+        command.stdin(Stdio::null()).stdout(file).stderr(errors);
         let line = format!("{command:?}").replace('"', "");
         let began = Instant::now();
         let child = match spawn(command, start) {
@@ -90,20 +79,18 @@ impl Broker {
             }
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut broker = Self { child, data, address, command: line, start_took: Duration::ZERO };
-        broker.await_ready(&data_dir.join("ready.json"), &log, began)?;
+        let mut broker = Self { child, data, address, command: line, config, start_took: Duration::ZERO };
+        broker.await_ready(&ready, &log, began)?;
         Ok(broker)
     }
 
-    fn await_ready(&mut self, ready: &Path, log: &Path, began: Instant) -> Result<()> {
+    fn await_ready(&mut self, ready: &Ready, log: &Path, began: Instant) -> Result<()> {
         loop {
-            if let Ok(text) = std::fs::read_to_string(ready) {
-                let ready: Ready = serde_json::from_str(&text)
-                    .map_err(|error| Error::Peer(format!("ready.json says {text:?}: {error}")))?;
-                if ready.pid != self.child.id() {
-                    return Err(Error::Setup(format!("process {} is ready, not ours", ready.pid)));
+            if let Some((address, pid)) = who_is_ready(ready, self.child.id())? {
+                if pid != self.child.id() {
+                    return Err(Error::Setup(format!("process {pid} is ready, not ours")));
                 }
-                self.address = ready.address;
+                self.address = address;
                 self.start_took = began.elapsed();
                 return Ok(());
             }
@@ -134,6 +121,18 @@ impl Broker {
     #[must_use]
     pub fn command(&self) -> &str {
         &self.command
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub const fn config(&self) -> Option<&'static str> {
+        self.config
+    }
+
+    /// Its folder, which is removed with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.data
     }
 
     /// How long it took to be ready.
@@ -168,6 +167,20 @@ impl Drop for Broker {
         drop(self.child.kill());
         drop(self.child.wait());
         remove(&self.data);
+    }
+}
+
+/// Where the broker listens and which process it is, once it is ready.
+fn who_is_ready(ready: &Ready, child: u32) -> Result<Option<(SocketAddr, u32)>> {
+    match ready {
+        Ready::File(path) => {
+            let Ok(text) = std::fs::read_to_string(path) else { return Ok(None) };
+            let said: ReadyFile = serde_json::from_str(&text)
+                .map_err(|error| Error::Peer(format!("{} says {text:?}: {error}", path.display())))?;
+            Ok(Some((said.address, said.pid)))
+        }
+        Ready::Nats(address) => Ok(nats::answers(*address).then_some((*address, child))),
+        Ready::Redis(address) => Ok(redis::process(*address).map(|pid| (*address, pid))),
     }
 }
 

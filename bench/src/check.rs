@@ -14,8 +14,19 @@ use crate::payload::Mark;
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     records_per_batch: u64,
-    /// For each partition, base offsets by batch; none: not acknowledged.
-    partitions: BTreeMap<u32, Vec<Option<u64>>>,
+    /// For each partition, by batch.
+    partitions: BTreeMap<u32, Vec<Told>>,
+}
+
+/// What a producer was told of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// Nothing, or no.
+    Nothing,
+    /// That it is there, by a peer that does not count its records.
+    There,
+    /// That its first record has this offset.
+    At(u64),
 }
 
 impl Ledger {
@@ -28,21 +39,29 @@ impl Ledger {
     /// Notes that the next batch was sent to a partition; gives the sequence of its first record.
     pub fn sent(&mut self, partition: u32) -> u64 {
         let batches = self.partitions.entry(partition).or_default();
-        batches.push(None);
+        batches.push(Told::Nothing);
         (batches.len() as u64 - 1) * self.records_per_batch
     }
 
     /// Notes where the batch whose first record has this sequence was acknowledged to be.
     pub fn acknowledged(&mut self, partition: u32, sequence: u64, base_offset: u64) {
         if let Some(batch) = self.batch_mut(partition, sequence) {
-            *batch = Some(base_offset);
+            *batch = Told::At(base_offset);
+        }
+    }
+
+    /// Notes that the batch whose first record has this sequence was acknowledged, by a peer that does not say where.
+    pub fn acknowledged_somewhere(&mut self, partition: u32, sequence: u64) {
+        if let Some(batch) = self.batch_mut(partition, sequence) {
+            *batch = Told::There;
         }
     }
 
     /// Records that were acknowledged, in all partitions.
     #[must_use]
     pub fn records_acknowledged(&self) -> u64 {
-        let batches = self.partitions.values().flatten().flatten().count() as u64;
+        let batches =
+            self.partitions.values().flatten().filter(|&&told| told != Told::Nothing).count() as u64;
         batches * self.records_per_batch
     }
 
@@ -51,14 +70,17 @@ impl Ledger {
         self.partitions.get(&partition).map_or(0, |batches| batches.len() as u64 * self.records_per_batch)
     }
 
-    /// The offset at which this record was acknowledged to be.
-    fn offset_of(&self, partition: u32, sequence: u64) -> Option<u64> {
-        let batch = usize::try_from(sequence / self.records_per_batch).ok()?;
-        let base = (*self.partitions.get(&partition)?.get(batch)?)?;
-        Some(base + sequence % self.records_per_batch)
+    /// What was told of this record, with its own offset.
+    fn told(&self, partition: u32, sequence: u64) -> Told {
+        let batch = usize::try_from(sequence / self.records_per_batch).unwrap_or(usize::MAX);
+        match self.partitions.get(&partition).and_then(|batches| batches.get(batch)) {
+            None => Told::Nothing,
+            Some(Told::At(base)) => Told::At(base + sequence % self.records_per_batch),
+            Some(&told) => told,
+        }
     }
 
-    fn batch_mut(&mut self, partition: u32, sequence: u64) -> Option<&mut Option<u64>> {
+    fn batch_mut(&mut self, partition: u32, sequence: u64) -> Option<&mut Told> {
         let batch = usize::try_from(sequence / self.records_per_batch).ok()?;
         self.partitions.get_mut(&partition)?.get_mut(batch)
     }
@@ -195,15 +217,15 @@ impl<'a> Checker<'a> {
                 .fault(|| format!("partition {partition}: the record at {offset} was never sent: {mark:?}"));
             return;
         }
-        match self.ledgers[producer].offset_of(partition, mark.sequence) {
-            None => self.verdict.unacknowledged += 1,
-            Some(acknowledged) if acknowledged != offset => {
+        match self.ledgers[producer].told(partition, mark.sequence) {
+            Told::Nothing => self.verdict.unacknowledged += 1,
+            Told::At(acknowledged) if acknowledged != offset => {
                 self.verdict.misplaced += 1;
                 self.verdict.fault(|| {
                     format!("partition {partition}: a record acknowledged at {acknowledged} is at {offset}")
                 });
             }
-            Some(_) => {}
+            Told::There | Told::At(_) => {}
         }
         self.order(&mark, offset);
     }
@@ -251,7 +273,9 @@ impl<'a> Checker<'a> {
             for (&first, &end) in &seen.missing {
                 let deleted = |sequence| self.shortened && seen.first.is_none_or(|first| sequence < first);
                 let lost: Vec<u64> = (first..end)
-                    .filter(|&sequence| ledger.offset_of(partition, sequence).is_some() && !deleted(sequence))
+                    .filter(|&sequence| {
+                        ledger.told(partition, sequence) != Told::Nothing && !deleted(sequence)
+                    })
                     .collect();
                 self.verdict.lost += lost.len() as u64;
                 if let (Some(first), Some(last)) = (lost.first(), lost.last()) {
@@ -352,6 +376,30 @@ mod tests {
         checker.end();
         let verdict = checker.finish();
         assert!(verdict.misplaced >= 1 && !verdict.is_valid());
+    }
+
+    #[test]
+    fn a_peer_that_does_not_say_where_is_held_to_what_it_said_is_there() {
+        let mut ledger = Ledger::new(2);
+        for _ in 0..3 {
+            let sequence = ledger.sent(0);
+            ledger.acknowledged_somewhere(0, sequence);
+        }
+        let ledgers = [ledger];
+        let check = |sequences: &[u64]| {
+            let mut checker = Checker::new(RUN, &ledgers);
+            checker.begin(0, 0);
+            for (offset, &sequence) in (0..).zip(sequences) {
+                checker.record(offset, Some(&value(0, 0, sequence)));
+            }
+            checker.end();
+            checker.finish()
+        };
+        let whole = check(&[0, 1, 2, 3, 4, 5]);
+        assert!(whole.is_valid(), "{whole:?}");
+        assert_eq!((whole.acknowledged, whole.unacknowledged), (6, 0));
+        let short = check(&[0, 1, 4, 5]);
+        assert_eq!((short.lost, short.misplaced), (2, 0));
     }
 
     #[test]

@@ -21,10 +21,18 @@ struct Report {
 #[derive(Debug, Deserialize)]
 struct Run {
     workload: String,
+    peer: String,
     class: String,
     mb_per_second: f64,
     response: Response,
     marks: Vec<String>,
+}
+
+impl Run {
+    /// What must be the same in both reports.
+    fn name(&self) -> (&str, &str) {
+        (&self.workload, &self.peer)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -79,16 +87,17 @@ fn parse(text: &str) -> std::result::Result<Report, String> {
 
 fn compare(before: &Report, after: &Report, tolerance: f64) -> Result<Comparison> {
     let mut comparison = Comparison { text: String::new(), worse: Vec::new() };
-    let mut names: Vec<&str> = Vec::new();
+    let mut names: Vec<(&str, &str)> = Vec::new();
     for run in &before.runs {
-        if !names.contains(&run.workload.as_str()) {
-            names.push(&run.workload);
+        if !names.contains(&run.name()) {
+            names.push(run.name());
         }
     }
     for name in names {
         let of = |report: &'_ Report| -> Vec<usize> {
-            (0..report.runs.len()).filter(|&index| report.runs[index].workload == name).collect()
+            (0..report.runs.len()).filter(|&index| report.runs[index].name() == name).collect()
         };
+        let name = format!("{}, {}", name.0, name.1);
         let (one, two) = (of(before), of(after));
         let (Some(&first), Some(&second)) = (one.first(), two.first()) else {
             _ = writeln!(comparison.text, "{name}: not in the second report");
@@ -139,7 +148,7 @@ mod tests {
             .iter()
             .map(|rate| {
                 format!(
-                    r#"{{"workload":"w","class":"{class}","mb_per_second":{rate},
+                    r#"{{"workload":"w","peer":"corelog","class":"{class}","mb_per_second":{rate},
                     "response":{{"p50":{p50},"p99":null,"max":1}},"marks":{marks}}}"#
                 )
             })
@@ -168,7 +177,7 @@ mod tests {
         let memory = parse(&report("memory", &[100.0], 1000, "")).unwrap();
         assert!(compare(&base, &memory, 0.1).is_err());
         assert!(parse(&report("flushed", &[1.0], 1, "INVALID: 3 lost")).is_err());
-        assert!(parse(&report("flushed", &[1.0], 1, "").replace("bench/1", "bench/0")).is_err());
+        assert!(parse(&report("flushed", &[1.0], 1, "").replace("bench/2", "bench/1")).is_err());
         assert!(parse("{}").is_err());
     }
 }

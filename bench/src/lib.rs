@@ -21,6 +21,7 @@ pub mod pin;
 pub mod report;
 pub mod run;
 pub mod schedule;
+pub mod strawman;
 pub mod suite;
 pub mod tally;
 pub mod workload;

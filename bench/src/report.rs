@@ -10,11 +10,12 @@ use serde::Serialize;
 use crate::limits::Loopback;
 use crate::machine::{Machine, microseconds};
 use crate::measure::Latencies;
+use crate::peer::Peer;
 use crate::run::RunResult;
 use crate::workload::Workload;
 
 /// Version of the JSON's layout: raised when a field changes its meaning or goes.
-pub const SCHEMA: &str = "corelog-bench/1";
+pub const SCHEMA: &str = "corelog-bench/2";
 
 /// Everything that was measured in one call.
 #[derive(Debug, Serialize)]
@@ -130,18 +131,19 @@ impl Report {
             text,
             "\nMedian [least-most] of the repeats; latencies in microseconds, from the intended time.\n"
         );
-        text.push_str(&table(&FIGURES, &self.rows(Self::figures)));
+        text.push_str(&table(&FIGURES, &self.rows(|workload, runs| self.figures(workload, runs))));
         _ = writeln!(text, "\nAudit: what the device and the processors did meanwhile.\n");
         text.push_str(&table(&AUDIT, &self.rows(Self::audit)));
         text.push('\n');
-        for (workload, runs) in self.by_workload() {
+        for (workload, runs) in self.groups() {
             let valid = runs.iter().filter(|run| run.is_valid());
             let (count, records) =
                 valid.fold((0, 0), |(count, records), run| (count + 1, records + run.verdict.acknowledged));
             _ = writeln!(
                 text,
-                "{}: {count} of {} runs valid: {records} acknowledged records read once, in order",
+                "{}, {}: {count} of {} runs valid: {records} acknowledged records read once, in order",
                 workload.name,
+                peer_of(&runs),
                 runs.len()
             );
             for run in runs {
@@ -159,20 +161,43 @@ impl Report {
         self.runs.iter().all(RunResult::is_valid)
     }
 
-    fn by_workload(&self) -> impl Iterator<Item = (&Workload, Vec<&RunResult>)> {
-        self.workloads.iter().map(|workload| {
-            (workload, self.runs.iter().filter(|run| run.workload == workload.name).collect())
+    /// Runs of the same workload and peer, in the order of the workloads and of their first runs.
+    pub fn groups(&self) -> impl Iterator<Item = (&Workload, Vec<&RunResult>)> {
+        let mut peers: Vec<Peer> = Vec::new();
+        for run in &self.runs {
+            if !peers.contains(&run.peer) {
+                peers.push(run.peer);
+            }
+        }
+        self.workloads.iter().flat_map(move |workload| {
+            let of = |&peer: &Peer| {
+                let same = |run: &&RunResult| run.workload == workload.name && run.peer == peer;
+                (workload, self.runs.iter().filter(same).collect())
+            };
+            peers.iter().map(of).collect::<Vec<_>>()
         })
     }
 
-    fn rows(&self, row: fn(&Workload, &[&RunResult]) -> Vec<String>) -> Vec<Vec<String>> {
-        self.by_workload()
+    fn rows(&self, row: impl Fn(&Workload, &[&RunResult]) -> Vec<String>) -> Vec<Vec<String>> {
+        self.groups()
             .filter(|(_, runs)| !runs.is_empty())
             .map(|(workload, runs)| row(workload, &runs))
             .collect()
     }
 
-    fn figures(workload: &Workload, runs: &[&RunResult]) -> Vec<String> {
+    /// Throughput as a share of the strawman's, of the same workload and class.
+    #[must_use]
+    pub fn of_strawman(&self, runs: &[&RunResult]) -> Option<f64> {
+        let first = runs.first()?;
+        let same = |run: &&RunResult| {
+            run.peer == Peer::Strawman && run.workload == first.workload && run.class == first.class
+        };
+        let strawman = Spread::of(self.runs.iter().filter(same).map(|run| run.mb_per_second))?;
+        let own = Spread::of(runs.iter().map(|run| run.mb_per_second))?;
+        Some(own.median / strawman.median)
+    }
+
+    fn figures(&self, workload: &Workload, runs: &[&RunResult]) -> Vec<String> {
         let each = |of: fn(&RunResult) -> Option<f64>, digits| {
             Spread::cell(Spread::of(runs.iter().filter_map(|run| of(run))), digits)
         };
@@ -188,9 +213,11 @@ impl Report {
         let tail = crate::measure::Percentile::P99_9.of(&merged.response);
         vec![
             workload.name.clone(),
+            peer_of(runs).to_owned(),
             workload.load.line(),
             runs.first().map_or("", |run| run.class).to_owned(),
             each(|run| Some(run.mb_per_second), 1),
+            self.of_strawman(runs).map_or_else(|| "-".to_owned(), |share| format!("{share:.2}")),
             each(|run| Some(run.records_per_second), 0),
             latency(|run| run.response.p50),
             latency(|run| run.response.p99),
@@ -210,6 +237,7 @@ impl Report {
         let requests = |run: &RunResult| run.requests_per_second * run.audit.seconds;
         vec![
             workload.name.clone(),
+            peer_of(runs).to_owned(),
             each(&|run| Some(run.requests_per_second), 0),
             each(&|run| run.audit.device.map(|device| float(device.flushes) / run.audit.seconds), 0),
             each(&|run| run.acks_per_flush, 1),
@@ -225,11 +253,18 @@ impl Report {
     }
 }
 
-const FIGURES: [&str; 11] = [
+/// Whose runs these are.
+fn peer_of(runs: &[&RunResult]) -> &'static str {
+    runs.first().map_or("", |run| run.peer.name())
+}
+
+const FIGURES: [&str; 13] = [
     "workload",
+    "peer",
     "load",
     "class",
     "MB/s",
+    "of strawman",
     "records/s",
     "p50",
     "p99",
@@ -239,8 +274,9 @@ const FIGURES: [&str; 11] = [
     "repeats",
 ];
 
-const AUDIT: [&str; 12] = [
+const AUDIT: [&str; 13] = [
     "workload",
+    "peer",
     "requests/s",
     "flushes/s",
     "acks/flush",

@@ -8,20 +8,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use corelog_wire::ids::TopicPartition;
 use serde::Serialize;
 
 use crate::args::Driver;
 use crate::audit::{Audit, Snapshot, Watch};
-use crate::broker::{Broker, CONFIG, Start};
+use crate::broker::{Broker, Start};
 use crate::check::{Checker, Ledger, Verdict};
-use crate::engine;
 use crate::error::{Error, Result};
 use crate::limits::{Device, Fio, WriteFlush};
 use crate::measure::{Latencies, Summary};
 use crate::payload::Template;
-use crate::peer::corelog::{Connection, Producer, Shape};
-use crate::peer::library;
+use crate::peer::{Peer, Run, Session};
 use crate::pin::{self, ThreadPlace};
 use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Second, Window};
@@ -37,10 +34,6 @@ const DEVICE_TIME: Duration = Duration::from_millis(500);
 /// Where a run takes place.
 #[derive(Debug)]
 pub struct Place {
-    /// How to start a broker; none: `bootstrap` is one.
-    pub start: Option<Start>,
-    /// A broker that runs already, and its process if it is here.
-    pub bootstrap: Option<(SocketAddr, Option<u32>)>,
     /// What sends the load.
     pub driver: Driver,
     /// The device's stat file.
@@ -57,11 +50,33 @@ pub struct Place {
     pub device: Option<Device>,
 }
 
+/// Who is measured.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// A broker that is started for each run, on an empty folder.
+    Start(Start),
+    /// A broker of Corelog that runs already, and its process if it is here.
+    Running(SocketAddr, Option<u32>),
+}
+
+impl Subject {
+    /// Whose broker it is.
+    #[must_use]
+    pub const fn peer(&self) -> Peer {
+        match self {
+            Self::Start(start) => start.peer,
+            Self::Running(..) => Peer::Corelog,
+        }
+    }
+}
+
 /// What one run gave.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunResult {
     /// The workload.
     pub workload: String,
+    /// Who was measured.
+    pub peer: Peer,
     /// Which repeat, from 0.
     pub repeat: u32,
     /// What an acknowledgement stands for.
@@ -127,44 +142,41 @@ pub struct RunResult {
 ///
 /// # Errors
 /// [`Error`] if it could not be run; a run that does not add up is a result with marks.
-pub fn once(workload: &Workload, repeat: u32, place: &Place) -> Result<RunResult> {
+pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) -> Result<RunResult> {
+    let peer = subject.peer();
+    let class = peer.class(workload.topic.durability)?;
     let device_4k = measure_device(place, crate::limits::BLOCK_BYTES, DEVICE_TIME)?;
-    let broker = place.start.as_ref().map(Broker::start).transpose()?;
-    let (address, pid) = match (&broker, place.bootstrap) {
-        (Some(broker), _) => (broker.address(), Some(broker.pid())),
-        (None, Some(bootstrap)) => bootstrap,
-        (None, None) => return Err(Error::Setup("neither a broker to start nor one to use".to_owned())),
+    let (broker, address, pid) = match subject {
+        Subject::Start(start) => {
+            let broker = Broker::start(start)?;
+            let (address, pid) = (broker.address(), broker.pid());
+            (Some(broker), address, Some(pid))
+        }
+        Subject::Running(address, pid) => (None, *address, *pid),
     };
     std::thread::sleep(workload.time.settle());
-    let run = run_number(workload.seed, repeat);
-    let topic_name = format!("bench-{run:016x}");
-    let (mut connection, _) = Connection::open(address)?;
-    let mut config: Vec<(String, String)> = workload.topic.config.clone().into_iter().collect();
-    config.push(("durability".to_owned(), workload.topic.durability.setting().to_owned()));
-    let topic = connection.create_topic(&topic_name, workload.topic.partitions, config)?;
     let template = Template::new(workload.records.per_request, workload.records.bytes, workload.seed)?;
-    let shape = Shape {
-        run,
-        topic,
-        partitions: workload.topic.partitions,
-        template: &template,
-        acks: workload.load.acks(),
-        idempotent: workload.records.idempotent,
-        timestamp_ms: now_ms(),
-    };
+    let number = run_number(workload.seed, repeat);
+    let folder = broker.as_ref().map(Broker::folder);
+    let driver = place.driver;
+    let mut session = peer.open(Run { address, folder, number, workload, template: &template, driver })?;
     let watch = Watch { device_stat: place.device_stat.clone(), broker: pid };
-    let target = Target { address, topic: &topic_name, shape };
-    let (outcome, audit, ledgers) = load(workload, place, target, &watch)?;
-    let (verdict, read_back_mb_per_second) = read_back(&mut connection, shape, &ledgers)?;
-    let mut result = summarise(workload, repeat, outcome, audit, verdict);
+    let (outcome, audit, ledgers) = load(workload, place, &*session, &watch)?;
+    let began = Instant::now();
+    let mut checker = Checker::new(number, &ledgers);
+    let bytes = session.read_back(&mut checker)?;
+    let read_back_mb_per_second = mega(bytes) / began.elapsed().as_secs_f64();
+    let mut result = summarise(workload, repeat, (peer, class), outcome, audit, checker.finish());
     result.read_back_mb_per_second = read_back_mb_per_second;
+    if broker.is_none() {
+        session.remove()?;
+    }
+    drop(session);
     if let Some(broker) = broker {
         result.broker_command = Some(broker.command().to_owned());
-        result.broker_config = Some(CONFIG);
+        result.broker_config = broker.config();
         result.broker_start_s = Some(broker.start_took().as_secs_f64());
         broker.stop()?;
-    } else {
-        connection.delete_topic(&topic_name)?;
     }
     result.device_4k = device_4k;
     if let (Some(bytes), Some(device)) = (result.bytes_per_flush(), &place.device) {
@@ -184,7 +196,7 @@ pub fn once(workload: &Workload, repeat: u32, place: &Place) -> Result<RunResult
 fn load(
     workload: &Workload,
     place: &Place,
-    target: Target<'_>,
+    session: &dyn Session,
     watch: &Watch,
 ) -> Result<(Outcome, Audit, Vec<Ledger>)> {
     let plan = Plan {
@@ -199,36 +211,11 @@ fn load(
         let generator = scope.spawn(|| {
             place.generator.take()?;
             pin::sharp_timers()?;
-            let (outcome, ledgers) = match place.driver {
-                Driver::Raw => target.raw(&plan, &mut edges)?,
-                Driver::Client => {
-                    let Target { address, topic, shape } = target;
-                    library::drive(address, topic, shape.run, workload, &plan, &mut edges)?
-                }
-            };
+            let (outcome, ledgers) = session.drive(&plan, &mut edges)?;
             Ok((outcome, edges.audit()?, ledgers))
         });
         generator.join().unwrap_or_else(|_| Err(Error::Setup("the generator's thread ended".to_owned())))
     })
-}
-
-/// Where the load goes.
-#[derive(Clone, Copy)]
-struct Target<'a> {
-    address: SocketAddr,
-    topic: &'a str,
-    shape: Shape<'a>,
-}
-
-impl Target<'_> {
-    fn raw(&self, plan: &Plan, window: &mut dyn Window) -> Result<(Outcome, Vec<Ledger>)> {
-        let mut connections = Vec::new();
-        for number in 0..plan.load.connections() {
-            connections.push(Producer::open(self.address, number, self.shape)?);
-        }
-        let (outcome, producers) = engine::drive(connections, plan, window)?;
-        Ok((outcome, producers.into_iter().map(Producer::into_ledger).collect()))
-    }
 }
 
 /// Takes the snapshots.
@@ -260,20 +247,10 @@ impl Edges<'_> {
     }
 }
 
-/// Reads every partition from its start and checks each record.
-fn read_back(connection: &mut Connection, shape: Shape<'_>, ledgers: &[Ledger]) -> Result<(Verdict, f64)> {
-    let began = Instant::now();
-    let mut checker = Checker::new(shape.run, ledgers);
-    let mut bytes = 0;
-    for partition in 0..shape.partitions {
-        bytes += connection.read_back(TopicPartition::new(shape.topic, partition), &mut checker)?;
-    }
-    Ok((checker.finish(), mega(bytes) / began.elapsed().as_secs_f64()))
-}
-
 fn summarise(
     workload: &Workload,
     repeat: u32,
+    (peer, class): (Peer, &'static str),
     outcome: Outcome,
     audit: Audit,
     verdict: Verdict,
@@ -287,8 +264,9 @@ fn summarise(
     let Latencies { response, service, send_delay } = &outcome.latencies;
     RunResult {
         workload: workload.name.clone(),
+        peer,
         repeat,
-        class: workload.topic.durability.class(),
+        class,
         broker_command: None,
         broker_config: None,
         broker_start_s: None,
@@ -392,12 +370,6 @@ fn run_number(seed: u64, repeat: u32) -> u64 {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
     Random::new(seed ^ u64::from(repeat) << 32 ^ nanoseconds).bits()
-}
-
-fn now_ms() -> i64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
 }
 
 fn mega(bytes: u64) -> f64 {

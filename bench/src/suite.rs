@@ -6,14 +6,15 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::args::{LimitsArguments, PlaceArguments, RunArguments};
+use crate::args::{Driver, LimitsArguments, PlaceArguments, RunArguments};
 use crate::broker::Start;
 use crate::error::{Doing, Error, Result};
 use crate::limits::{BLOCK_BYTES, Device, loopback};
 use crate::machine::{Machine, microseconds};
+use crate::peer::Peer;
 use crate::pin::ThreadPlace;
 use crate::report::{Report, SCHEMA};
-use crate::run::{Place, RunResult, measure_device, once};
+use crate::run::{Place, RunResult, Subject, measure_device, once};
 use crate::workload::Workload;
 
 /// How long flushes are measured for the header: enough for a p99.
@@ -28,17 +29,14 @@ const LOOPBACK_TIME: Duration = Duration::from_secs(1);
 pub fn run(arguments: &RunArguments) -> Result<bool> {
     let workloads = workloads(arguments)?;
     let folder = folder(&arguments.place)?;
-    let program = broker_program(arguments)?;
-    let mut machine = Machine::look(&folder, program.as_deref(), pinning(&arguments.place))?;
     let (broker_place, generator_place) = thread_places(&arguments.place);
+    let subjects = subjects(arguments, &folder, broker_place)?;
+    let corelog = subjects.iter().find_map(|subject| match subject {
+        Subject::Start(start) if start.peer == Peer::Corelog => Some(&*start.program),
+        Subject::Start(_) | Subject::Running(..) => None,
+    });
+    let mut machine = Machine::look(&folder, corelog, pinning(&arguments.place))?;
     let place = Place {
-        start: program.map(|program| Start {
-            program,
-            arguments: arguments.broker_arg.clone(),
-            folder: folder.clone(),
-            place: broker_place,
-        }),
-        bootstrap: arguments.bootstrap.map(|address| (address, arguments.broker_pid)),
         driver: arguments.driver,
         device_stat: machine.device.as_ref().map(|device| device.stat.clone()),
         generator: generator_place,
@@ -59,18 +57,21 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     };
     for repeat in 0..arguments.repeat {
         for workload in &report.workloads {
-            eprint!("{} {}/{} ... ", workload.name, repeat + 1, arguments.repeat);
-            std::io::stderr().flush().doing(|| "writing progress".to_owned())?;
-            let result = least_disturbed(workload, repeat, &place, arguments.attempts)?;
-            eprintln!(
-                "{:.1} MB/s, {:.0} requests/s, p50 {} us, p99 {} us{}",
-                result.mb_per_second,
-                result.requests_per_second,
-                microseconds(result.response.p50),
-                microseconds(result.response.p99),
-                [&[String::new()], &result.marks[..]].concat().join("; ")
-            );
-            report.runs.push(result);
+            for subject in &subjects {
+                let peer = subject.peer().name();
+                eprint!("{} {peer} {}/{} ... ", workload.name, repeat + 1, arguments.repeat);
+                std::io::stderr().flush().doing(|| "writing progress".to_owned())?;
+                let result = least_disturbed(workload, repeat, subject, &place, arguments.attempts)?;
+                eprintln!(
+                    "{:.1} MB/s, {:.0} requests/s, p50 {} us, p99 {} us{}",
+                    result.mb_per_second,
+                    result.requests_per_second,
+                    microseconds(result.response.p50),
+                    microseconds(result.response.p99),
+                    [&[String::new()], &result.marks[..]].concat().join("; ")
+                );
+                report.runs.push(result);
+            }
         }
     }
     print!("{}", report.text());
@@ -83,13 +84,19 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
 
 /// Runs a workload until nobody disturbs it, or the attempts are used up. What counts is how much of the processors
 /// others took, and nothing that the run itself gave; an invalid run is never left out.
-fn least_disturbed(workload: &Workload, repeat: u32, place: &Place, attempts: u32) -> Result<RunResult> {
-    let mut best = once(workload, repeat, place)?;
+fn least_disturbed(
+    workload: &Workload,
+    repeat: u32,
+    subject: &Subject,
+    place: &Place,
+    attempts: u32,
+) -> Result<RunResult> {
+    let mut best = once(workload, repeat, subject, place)?;
     for attempt in 1..attempts {
         if !best.is_disturbed() || !best.is_valid() {
             break;
         }
-        let next = once(workload, repeat, place)?;
+        let next = once(workload, repeat, subject, place)?;
         if !next.is_valid() || next.others_share < best.others_share {
             best = next;
         }
@@ -173,22 +180,26 @@ fn folder(place: &PlaceArguments) -> Result<PathBuf> {
     place.folder.clone().map_or_else(beside_this_program, Ok)
 }
 
-fn broker_program(arguments: &RunArguments) -> Result<Option<PathBuf>> {
-    if arguments.bootstrap.is_some() {
-        return Ok(None);
+/// Who takes turns.
+fn subjects(arguments: &RunArguments, folder: &Path, place: ThreadPlace) -> Result<Vec<Subject>> {
+    if let Some(address) = arguments.bootstrap {
+        return Ok(vec![Subject::Running(address, arguments.broker_pid)]);
     }
-    let program = match &arguments.broker_bin {
-        Some(program) => program.clone(),
-        None => beside_this_program()?.join("corelog"),
+    if arguments.driver == Driver::Client && arguments.peer != [Peer::Corelog] {
+        return Err(Error::Setup(
+            "--driver client is Corelog's own library: leave other peers out".to_owned(),
+        ));
+    }
+    let start = |&peer: &Peer| {
+        Ok(Subject::Start(Start {
+            peer,
+            program: peer.program(arguments.broker_bin.as_deref())?,
+            arguments: if peer == Peer::Corelog { arguments.broker_arg.clone() } else { Vec::new() },
+            folder: folder.to_owned(),
+            place,
+        }))
     };
-    if !program.is_file() {
-        return Err(Error::Setup(format!(
-            "there is no broker at {}: build it (cargo build --release -p corelog-broker), or name one with \
-             --broker-bin or --bootstrap",
-            program.display()
-        )));
-    }
-    Ok(Some(program))
+    arguments.peer.iter().map(start).collect()
 }
 
 /// The broker's and the generator's.

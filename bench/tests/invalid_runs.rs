@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use bytes::{Bytes, BytesMut};
 use corelog_bench::args::Driver;
 use corelog_bench::pin::ThreadPlace;
-use corelog_bench::run::{Place, RunResult, once};
+use corelog_bench::run::{Place, RunResult, Subject, once};
 use corelog_bench::workload::Workload;
 use corelog_wire::batch::{BatchLimits, CheckedBatch, Stamp};
 use corelog_wire::error::ErrorCode;
@@ -260,8 +260,6 @@ const WORKLOAD: &str = r#"
 
 fn run(fault: Fault, driver: Driver) -> RunResult {
     let place = Place {
-        start: None,
-        bootstrap: Some((broker(fault), None)),
         driver,
         device_stat: None,
         generator: ThreadPlace::default(),
@@ -270,7 +268,8 @@ fn run(fault: Fault, driver: Driver) -> RunResult {
         fio: false,
         device: None,
     };
-    once(&Workload::parse(WORKLOAD).unwrap(), 0, &place).unwrap()
+    let subject = Subject::Running(broker(fault), None);
+    once(&Workload::parse(WORKLOAD).unwrap(), 0, &subject, &place).unwrap()
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Corelog over its wire protocol, without the client library, so that the library does not limit the figures.
 //!
-//! Called by `run`. A [`Connection`] asks and waits, for setup and for reading back; [`Producer`] is the load's side.
+//! Called by `run` through [`Session`]. A [`Connection`] asks and waits, for setup and for reading back; [`Producer`] is
+//! the load's side.
 //! Invariant: batches are sealed for their partition; an answer without an error notes its offsets in the ledger.
 
 use std::collections::VecDeque;
@@ -22,11 +23,14 @@ use corelog_wire::message::{
 };
 use corelog_wire::records::Records;
 
+use super::{Run, library};
+use crate::args::Driver;
 use crate::check::{Checker, Ledger};
-use crate::engine::{Answered, Outgoing, Protocol};
+use crate::engine::{self, Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
 use crate::measure::nanoseconds;
 use crate::payload::{Mark, Template};
+use crate::tally::{Outcome, Plan, Window};
 use crate::workload::Acks;
 
 /// Largest answer that is taken.
@@ -215,6 +219,72 @@ fn read_run(run: Bytes, tp: TopicPartition, from: u64, checker: &mut Checker<'_>
     Ok(next)
 }
 
+/// One run.
+#[derive(Debug)]
+pub struct Session<'a> {
+    run: Run<'a>,
+    connection: Connection,
+    topic: String,
+    shape: Shape<'a>,
+}
+
+impl<'a> Session<'a> {
+    /// Creates the run's topic.
+    ///
+    /// # Errors
+    /// [`Error::System`], [`Error::Peer`].
+    pub fn open(run: Run<'a>) -> Result<Self> {
+        let workload = run.workload;
+        let topic = format!("bench-{:016x}", run.number);
+        let mut config: Vec<(String, String)> = workload.topic.config.clone().into_iter().collect();
+        config.push(("durability".to_owned(), workload.topic.durability.setting().to_owned()));
+        let (mut connection, _) = Connection::open(run.address)?;
+        let shape = Shape {
+            run: run.number,
+            topic: connection.create_topic(&topic, workload.topic.partitions, config)?,
+            partitions: workload.topic.partitions,
+            template: run.template,
+            acks: workload.load.acks(),
+            idempotent: workload.records.idempotent,
+            timestamp_ms: now_ms(),
+        };
+        Ok(Self { run, connection, topic, shape })
+    }
+}
+
+impl super::Session for Session<'_> {
+    fn drive(&self, plan: &Plan, window: &mut dyn Window) -> Result<(Outcome, Vec<Ledger>)> {
+        let Run { address, workload, driver, .. } = self.run;
+        if driver == Driver::Client {
+            return library::drive(address, &self.topic, self.shape.run, workload, plan, window);
+        }
+        let mut connections = Vec::new();
+        for number in 0..plan.load.connections() {
+            connections.push(Producer::open(address, number, self.shape)?);
+        }
+        let (outcome, producers) = engine::drive(connections, plan, window)?;
+        Ok((outcome, producers.into_iter().map(|producer| producer.ledger).collect()))
+    }
+
+    fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {
+        let mut bytes = 0;
+        for partition in 0..self.shape.partitions {
+            bytes += self.connection.read_back(TopicPartition::new(self.shape.topic, partition), checker)?;
+        }
+        Ok(bytes)
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        self.connection.delete_topic(&self.topic)
+    }
+}
+
+fn now_ms() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+}
+
 /// What the producers of a run have in common.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape<'a> {
@@ -295,12 +365,6 @@ impl<'a> Producer<'a> {
             ledger: Ledger::new(shape.template.records()),
         };
         Ok((connection.stream, producer))
-    }
-
-    /// What was acknowledged.
-    #[must_use]
-    pub fn into_ledger(self) -> Ledger {
-        self.ledger
     }
 
     /// Notes an answer to a request; gives why it was refused, if it was.
