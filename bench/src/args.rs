@@ -103,6 +103,9 @@ pub struct RunArguments {
     /// Write everything here as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write a report to look at here.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Where.
     #[command(flatten)]
     pub place: PlaceArguments,

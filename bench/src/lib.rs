@@ -8,10 +8,12 @@
 pub mod args;
 pub mod audit;
 pub mod broker;
+pub mod chart;
 pub mod check;
 pub mod compare;
 pub mod engine;
 pub mod error;
+pub mod html;
 pub mod limits;
 pub mod machine;
 pub mod measure;

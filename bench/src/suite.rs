@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::args::{Driver, LimitsArguments, PlaceArguments, RunArguments};
 use crate::broker::Start;
 use crate::error::{Doing, Error, Result};
+use crate::html;
 use crate::limits::{BLOCK_BYTES, Device, loopback};
 use crate::machine::{Machine, microseconds};
 use crate::peer::Peer;
@@ -78,6 +79,9 @@ pub fn run(arguments: &RunArguments) -> Result<bool> {
     if let Some(path) = &arguments.json {
         let json = serde_json::to_vec(&report).map_err(|error| Error::Setup(error.to_string()))?;
         std::fs::write(path, json).doing(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &arguments.html {
+        std::fs::write(path, html::page(&report)).doing(|| format!("writing {}", path.display()))?;
     }
     Ok(report.is_valid())
 }
