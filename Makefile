@@ -3,7 +3,7 @@
 .PHONY: help run stop test acceptance bench fuzz sim fmt lint docs deny
 
 # Settings of single targets, given as `make TARGET NAME=value`.
-export FILE PORT ADMIN_PORT SEED SEEDS TRACE ARGS FUZZ_SECONDS
+export FILE PORT ADMIN_PORT SEED SEEDS TRACE ARGS FUZZ_SECONDS BENCH_PEERS
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,7 +20,7 @@ test: ## formatting, lints, documentation, every test: what must pass before a c
 acceptance: ## figures of a release build against their targets; long (what can be set: deploy/tools/acceptance.sh)
 	@sh deploy/tools/acceptance.sh
 
-bench: ## the load generator against a broker of its own (ARGS="run --help" lists what there is)
+bench: ## three scenarios, with the peers that are installed by turns (BENCH_PEERS=, ARGS="run --help")
 	@sh deploy/tools/bench.sh
 
 fuzz: ## every fuzz target, FUZZ_SECONDS=300 each (installs cargo-fuzz)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The load generator on a broker of its own, both in the release profile. ARGS replace what it is told to do, which is to
-# run all of bench/workloads; ARGS="run --help" lists what there is.
+# The load generator on brokers of its own, in the release profile: three scenarios, every peer that is installed by turns, and
+# a report to look at. BENCH_PEERS names others; ARGS replace all that the program is told ("run --help" lists what there is).
 set -eu
 cd "$(dirname "$0")/../.."
 . deploy/tools/common.sh
@@ -8,5 +8,19 @@ cd "$(dirname "$0")/../.."
 sh deploy/tools/prerequisites.sh
 say "Building broker and load generator (release profile; the first time takes some minutes)"
 cargo build --locked --release --quiet -p corelog-broker -p corelog-bench
-# shellcheck disable=SC2086 # a list of words
-"$target_dir/release/corelog-bench" ${ARGS:-run bench/workloads/*.toml}
+if [ -n "${ARGS:-}" ]; then
+    # shellcheck disable=SC2086 # a list of words
+    exec "$target_dir/release/corelog-bench" $ARGS
+fi
+
+peers=corelog,strawman
+if [ -x /usr/bin/redis-server ]; then peers="$peers,redis-always,redis-everysec"; else
+    say "Redis is left out: apt-get install redis-server adds it"
+fi
+if [ -x /usr/sbin/nats-server ]; then peers="$peers,nats"; else
+    say "NATS is left out: apt-get install nats-server adds it"
+fi
+"$target_dir/release/corelog-bench" run bench/workloads/batch-100b-1p.toml bench/workloads/single-1k-32c.toml \
+    bench/workloads/open-1k-4k.toml --peer "${BENCH_PEERS:-$peers}" --repeat 3 --measured 4 \
+    --html "$target_dir/bench.html" --json "$target_dir/bench.json"
+say "A report to look at: $target_dir/bench.html"
