@@ -1,8 +1,9 @@
 //! The journal file: commits out, zeros ahead of them, and the superblock.
 //!
 //! Called by the room's `perform` for commits and pre-writes, by `recover` for everything that is read. A commit is
-//! packed into one aligned buffer, which is its only copy, and that buffer goes into the tail. The write and then the
-//! flush of one commit may overlap those of the next; the shard puts their completions in order.
+//! packed into one aligned buffer, which is its only copy, and that buffer goes into the tail. The file is opened so that
+//! a write that has completed is flushed (`docs/decisions/0009-durable-writes.md`). The write of one commit may overlap
+//! that of the next; the shard puts their completions in order.
 //!
 //! Invariant: after the first failure on this file nothing is acknowledged any more, whoever met it. A flush that
 //! fails reports other writers' losses too, and reports them once.
@@ -52,10 +53,9 @@ impl Journal {
             self.sound()?;
             let offset = at.in_ring(self.ring_bytes);
             match wrap(offset, bytes, self.ring_bytes) {
-                None => self.file.write(packed, RING_DATA_START + offset).await?,
-                Some(first) => self.write_around(&packed, offset, first).await?,
+                None => self.file.write(packed, RING_DATA_START + offset).await,
+                Some(first) => self.write_around(&packed, offset, first).await,
             }
-            self.flush().await
         };
         let result = written.await;
         self.settle(result.as_ref().err());
@@ -94,16 +94,11 @@ impl Journal {
                 at += bytes;
                 crate::rt::yield_if_needed().await;
             }
-            self.flush().await
+            Ok(())
         };
         let result = written.await;
         self.settle(result.as_ref().err());
         result
-    }
-
-    async fn flush(&self) -> Result<()> {
-        self.sound()?;
-        self.file.flush().await
     }
 
     fn sound(&self) -> Result<()> {
@@ -121,7 +116,7 @@ impl Journal {
 
 /// Opens the journal that [`format`](super::format) made.
 pub(super) async fn open(path: &Path) -> Result<File> {
-    File::open(path, false).await
+    File::open_durable(path).await
 }
 
 /// How many bytes of a commit fit before the end of the ring, if not all do.

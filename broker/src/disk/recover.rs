@@ -122,7 +122,6 @@ pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened
     }
     for superblock in superblocks {
         journal.write(copied(&superblock.bytes), superblock.file_offset).await?;
-        journal.flush().await?;
     }
     let Some(journal) = Rc::into_inner(journal) else {
         unreachable!("every read of the journal was awaited")

@@ -4,7 +4,7 @@ use super::DiskError;
 use super::buffer::Pool;
 use super::extents::Extents;
 use super::file::{File, probe, read_whole};
-use super::journal::{Journal, copied};
+use super::journal::{self, Journal, copied};
 use super::meters::Meters;
 use super::segments::Segments;
 use crate::net::PayloadSlice;
@@ -253,7 +253,7 @@ fn after_one_failure_nothing_is_written_to_a_journal_any_more() {
         // Sparse, so that the file system has no room for all of it.
         let (path, ring) = (folder.join("journal"), 64 * MIB as u64);
         std::fs::File::create(&path).unwrap().set_len(ring + 8_192).unwrap();
-        let file = File::open(&path, false).await.unwrap();
+        let file = journal::open(&path).await.unwrap();
         let journal = Rc::new(Journal::new(file, ring, Packer::new(Session(1), 0)));
         let meters = Meters::new();
         let write = |at: u64| journal.write(Position::new(at), copied(&[9; 4_096]), &meters);
@@ -274,12 +274,29 @@ fn a_commit_around_the_end_of_the_ring_lies_in_both_places() {
     run(folder.path(), |_, folder| async move {
         let (path, ring) = (folder.join("journal"), 64 << 10);
         std::fs::write(&path, vec![0; (64 << 10) + 8_192]).unwrap();
-        let journal = Journal::new(File::open(&path, false).await.unwrap(), ring, Packer::new(Session(1), 0));
+        let journal = Journal::new(journal::open(&path).await.unwrap(), ring, Packer::new(Session(1), 0));
         let bytes: Vec<u8> = (0..12_288_u32).map(|i| u8::try_from(i / 4_096 + 1).unwrap()).collect();
         journal.write(Position::new(3 * ring - 4_096), copied(&bytes), &Meters::new()).await.unwrap();
         let file = std::fs::read(&path).unwrap();
         assert_eq!(file[file.len() - 4_096..], bytes[..4_096]);
         assert_eq!(file[8_192..8_192 + 8_192], bytes[4_096..]);
         assert!(file[16_384..file.len() - 4_096].iter().all(|&byte| byte == 0));
+    });
+}
+
+#[test]
+fn a_write_to_the_journal_is_a_flush() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), |_, folder| async move {
+        let flags = |file: &File| {
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.descriptor())).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+            u32::from_str_radix(flags.trim(), 8).unwrap()
+        };
+        let dsync = rustix::fs::OFlags::DSYNC.bits();
+        let (path, other) = (folder.join("journal"), folder.join("segment"));
+        std::fs::write(&path, [0; 4_096]).unwrap();
+        assert_eq!(flags(&journal::open(&path).await.unwrap()) & dsync, dsync);
+        assert_eq!(flags(&File::open(&other, true).await.unwrap()) & dsync, 0);
     });
 }
