@@ -1,8 +1,7 @@
-//! Aligned memory for writes, recycled.
+//! Aligned memory for writes through glommio, recycled: extents, checkpoints, superblocks.
 //!
-//! A buffer is filled once, frozen, written, kept in the tail and sent to any number of readers; when the last of
-//! them lets go it comes back here. Only what is idle is bounded here: what is in use is bounded by the shard (tail
-//! cache, undestaged bytes) and by the number of writes under way.
+//! A buffer is filled once, frozen and written; then it comes back here. Only what is idle is bounded here: what is in use
+//! is bounded by the number of writes under way.
 //!
 //! A direct write takes a buffer as a whole, and glommio's buffers can be cut but not grown again, so buffers are
 //! kept by length and a somewhat longer one is cut. One that has been cut too much is freed.
@@ -149,6 +148,13 @@ impl Drop for Frozen {
             pool.borrow_mut().put(Memory { dma, capacity: self.capacity });
         }
     }
+}
+
+/// A buffer of its own for bytes that are written from no recycled one.
+pub(super) fn copied(bytes: &[u8]) -> Rc<DmaBuffer> {
+    let mut buffer = glommio::allocate_dma_buffer_global(bytes.len());
+    buffer.as_bytes_mut().copy_from_slice(bytes);
+    Rc::new(buffer)
 }
 
 #[cfg(test)]

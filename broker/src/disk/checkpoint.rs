@@ -2,9 +2,9 @@
 //!
 //! A slot that is torn by a crash is told by its checksums, and the other one counts.
 
+use super::buffer::copied;
 use super::error::Result;
 use super::file::File;
-use super::journal::copied;
 use super::segments::flush_folder;
 use crate::rt;
 use corelog_core::shard::CheckpointWrite;

@@ -5,10 +5,9 @@
 //! extent only after its flush, and of a new file only when its name is durable too.
 
 use super::BLOCK_BYTES;
-use super::buffer::{Filling, Pool};
+use super::buffer::{Filling, Pool, copied};
 use super::error::Result;
 use super::file::File;
-use super::journal::copied;
 use super::segments::{Hold, Segments};
 use crate::net::PayloadSlice;
 use crate::rt;

@@ -1,7 +1,7 @@
 //! One file opened for direct I/O, with the contract that the rest of the room relies on.
 //!
 //! Writes and reads are never short. Offsets, lengths and memory are multiples of [`BLOCK`]. A flush covers the writes
-//! that completed before it began; a file opened as durable needs none. Nothing is ever cancelled: whoever starts a write waits for it. Reads go only
+//! that completed before it began. Nothing is ever cancelled: whoever starts a write waits for it. Reads go only
 //! through aligned reads cut to what was asked: glommio's own unaligned read returns stale memory at a file's end.
 
 use super::BLOCK_BYTES;
@@ -9,7 +9,6 @@ use super::error::{DiskError, Result};
 use crate::rt;
 use corelog_core::limits::{BLOCK, DISK_MARGIN_BYTES, DISK_MARGIN_SHARE};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
-use rustix::fs::OFlags;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -26,32 +25,10 @@ pub(super) struct File {
 impl File {
     /// Opens a file that is there, or makes it.
     pub(super) async fn open(path: &Path, create: bool) -> Result<Self> {
-        Self::open_with(path, create, OFlags::empty()).await
-    }
-
-    /// Opens a file that is there, and whose every write is durable when it completes. The kernel flushes right behind the
-    /// write (or writes through the drive's cache, where the drive can), without a way back to the executor in between.
-    pub(super) async fn open_durable(path: &Path) -> Result<Self> {
-        Self::open_with(path, false, OFlags::DSYNC).await
-    }
-
-    async fn open_with(path: &Path, create: bool, flags: OFlags) -> Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(create).mode(0o640).custom_flags(flags.bits().cast_signed());
-        let opened = options.dma_open(path).await;
+        let opened =
+            OpenOptions::new().read(true).write(true).create(create).mode(0o640).dma_open(path).await;
         let dma = opened.map_err(|error| DiskError::glommio("opening", path, error))?;
         Ok(Self { dma, path: path.to_owned(), allocated: Cell::new(0) })
-    }
-
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Its number, for what the system tells of it.
-    #[cfg(test)]
-    pub(super) fn descriptor(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.dma)
     }
 
     /// Writes all of `buffer`.

@@ -1,22 +1,26 @@
-//! The journal file: commits out, zeros ahead of them, and the superblock.
+//! The journal file: commits out, and zeros ahead of them.
 //!
-//! Called by the room's `perform` for commits and pre-writes, by `recover` for everything that is read. A commit is
-//! packed into one aligned buffer, which is its only copy, and that buffer goes into the tail. The file is opened so that
-//! a write that has completed is flushed (`docs/decisions/0009-durable-writes.md`). The write of one commit may overlap
-//! that of the next; the shard puts their completions in order.
+//! Called by the room's `perform`, after `recover` has read the file. A commit is packed into memory of the arena, which is its
+//! only copy, and that memory goes into the tail. The file is opened so that a write that has completed is durable
+//! (`docs/decisions/0009-durable-writes.md`). The write of one commit may overlap that of the next; the shard puts their
+//! completions in order.
 //!
 //! Invariant: after the first failure on this file nothing is acknowledged any more, whoever met it. A flush that
 //! fails reports other writers' losses too, and reports them once.
 
-use super::buffer::{Filling, Pool};
+use super::arena::{Arena, Filling, Frozen, Part};
 use super::error::{DiskError, Result};
-use super::file::File;
 use super::meters::Meters;
+use crate::rt::{self, Stable};
 use corelog_core::journal::{Commit, Packer, Position, RING_DATA_START};
+use corelog_core::limits::BLOCK;
 use corelog_core::shard::Prewrite;
-use glommio::io::DmaBuffer;
+use rustix::fs::OFlags;
 use std::cell::{Cell, RefCell};
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -26,34 +30,50 @@ const ZEROS_BYTES: u64 = 1 << 20;
 /// The open journal of a shard.
 #[derive(Debug)]
 pub(super) struct Journal {
-    file: File,
+    path: PathBuf,
+    file: Rc<OwnedFd>,
+    uring: rt::Ring,
     ring_bytes: u64,
     packer: RefCell<Packer>,
     failed: Cell<bool>,
 }
 
 impl Journal {
-    /// The journal in an open file whose recovery is over.
-    pub(super) fn new(file: File, ring_bytes: u64, packer: Packer) -> Self {
-        Self { file, ring_bytes, packer: RefCell::new(packer), failed: Cell::new(false) }
+    /// Opens the journal of a shard whose recovery is over. Each write is durable when it completes: the kernel flushes right
+    /// behind it (or writes through the drive's cache, where the drive can), without a way through the executor in between.
+    pub(super) fn open(path: &Path, uring: rt::Ring, ring_bytes: u64, packer: Packer) -> Result<Self> {
+        let flags = OFlags::DIRECT | OFlags::DSYNC;
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+            .map_err(|error| DiskError::system("opening", path, error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: Rc::new(file.into()),
+            uring,
+            ring_bytes,
+            packer: RefCell::new(packer),
+            failed: Cell::new(false),
+        })
     }
 
-    /// Puts a commit into one buffer. The one copy of its batches between socket and disk.
-    pub(super) fn pack(&self, commit: &Commit, pool: &Pool) -> Filling {
-        let mut buffer = pool.take(usize::try_from(commit.bytes).unwrap_or(usize::MAX));
-        self.packer.borrow_mut().pack(commit, buffer.bytes_mut());
-        buffer
+    /// Puts a commit into one piece of memory. The one copy of its batches between socket and disk.
+    pub(super) fn pack(&self, commit: &Commit, arena: &Arena) -> Filling {
+        let mut memory = arena.take(usize::try_from(commit.bytes).unwrap_or(usize::MAX));
+        self.packer.borrow_mut().pack(commit, memory.bytes_mut());
+        memory
     }
 
     /// Writes a packed commit and makes it durable.
-    pub(super) async fn write(&self, at: Position, packed: Rc<DmaBuffer>, meters: &Meters) -> Result<()> {
+    pub(super) async fn write(&self, at: Position, packed: Rc<Frozen>, meters: &Meters) -> Result<()> {
         let start = Instant::now();
-        let bytes = packed.len() as u64;
+        let bytes = packed.bytes().len() as u64;
         let written = async {
             self.sound()?;
             let offset = at.in_ring(self.ring_bytes);
             match wrap(offset, bytes, self.ring_bytes) {
-                None => self.file.write(packed, RING_DATA_START + offset).await,
+                None => self.write_at(packed, RING_DATA_START + offset).await,
                 Some(first) => self.write_around(&packed, offset, first).await,
             }
         };
@@ -67,32 +87,28 @@ impl Journal {
         result
     }
 
-    /// Writes a commit that goes around the end of the ring: two writes, each from a copy of its part. Once a lap.
-    async fn write_around(&self, packed: &DmaBuffer, offset: u64, first: u64) -> Result<()> {
-        let (head, tail) = packed.as_bytes().split_at(usize::try_from(first).unwrap_or(usize::MAX));
-        let (head, tail) = (copied(head), copied(tail));
-        self.file.write(head, RING_DATA_START + offset).await?;
-        self.file.write(tail, RING_DATA_START).await
+    /// Writes a commit that goes around the end of the ring: two writes, once a lap.
+    async fn write_around(&self, packed: &Rc<Frozen>, offset: u64, first: u64) -> Result<()> {
+        let cut = usize::try_from(first).unwrap_or(usize::MAX);
+        let part = |range| Rc::new(Part { whole: Rc::clone(packed), range });
+        self.write_at(part(0..cut), RING_DATA_START + offset).await?;
+        self.write_at(part(cut..packed.bytes().len()), RING_DATA_START).await
     }
 
     /// Writes zeros over a part of the ring and makes them durable, so that a later commit there changes no metadata.
     pub(super) async fn prewrite(&self, part: Prewrite) -> Result<()> {
         let written = async {
             self.sound()?;
-            let zeros = copied(&vec![0; usize::try_from(part.bytes.min(ZEROS_BYTES)).unwrap_or(0)]);
+            let zeros = zeros(part.bytes.min(ZEROS_BYTES));
             let end = part.ring_offset + part.bytes;
             let mut at = part.ring_offset;
             while at < end {
-                let piece = match end - at {
-                    left if left < zeros.len() as u64 => {
-                        copied(&zeros.as_bytes()[..usize::try_from(left).unwrap_or(0)])
-                    }
-                    _ => Rc::clone(&zeros),
-                };
-                let bytes = piece.len() as u64;
-                self.file.write(piece, RING_DATA_START + at).await?;
+                let bytes = ZEROS_BYTES.min(end - at);
+                let range = 0..usize::try_from(bytes).unwrap_or(0);
+                let piece = Rc::new(Part { whole: Rc::clone(&zeros), range });
+                self.write_at(piece, RING_DATA_START + at).await?;
                 at += bytes;
-                crate::rt::yield_if_needed().await;
+                rt::yield_if_needed().await;
             }
             Ok(())
         };
@@ -101,8 +117,21 @@ impl Journal {
         result
     }
 
+    async fn write_at(&self, memory: Rc<dyn Stable>, at: u64) -> Result<()> {
+        let wanted = memory.bytes().len();
+        debug_assert!(
+            at.is_multiple_of(BLOCK) && (wanted as u64).is_multiple_of(BLOCK),
+            "an unaligned write"
+        );
+        let written = self.uring.write(&self.file, memory, at).await;
+        match written.map_err(|error| DiskError::system("writing", &self.path, error))? {
+            done if done == wanted => Ok(()),
+            done => Err(DiskError::Short { what: "writing", path: self.path.clone(), at, wanted, done }),
+        }
+    }
+
     fn sound(&self) -> Result<()> {
-        if self.failed.get() { Err(DiskError::Poisoned(self.file.path().to_owned())) } else { Ok(()) }
+        if self.failed.get() { Err(DiskError::Poisoned(self.path.clone())) } else { Ok(()) }
     }
 
     fn settle(&self, error: Option<&DiskError>) {
@@ -114,22 +143,17 @@ impl Journal {
     }
 }
 
-/// Opens the journal that [`format`](super::format) made.
-pub(super) async fn open(path: &Path) -> Result<File> {
-    File::open_durable(path).await
+/// Memory full of zeros, for which no arena has to make room.
+fn zeros(bytes: u64) -> Rc<Frozen> {
+    let mut memory = Arena::new(0).take(usize::try_from(bytes).unwrap_or(usize::MAX));
+    memory.bytes_mut().fill(0);
+    memory.freeze()
 }
 
 /// How many bytes of a commit fit before the end of the ring, if not all do.
 fn wrap(offset: u64, bytes: u64, ring_bytes: u64) -> Option<u64> {
     let room = ring_bytes - offset;
     (room < bytes).then_some(room)
-}
-
-/// A buffer of its own for bytes that are written from no recycled one.
-pub(super) fn copied(bytes: &[u8]) -> Rc<DmaBuffer> {
-    let mut buffer = glommio::allocate_dma_buffer_global(bytes.len());
-    buffer.as_bytes_mut().copy_from_slice(bytes);
-    Rc::new(buffer)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! Invariants: what is reported as flushed was written and then flushed; a failed flush is never tried again;
 //! nothing is cancelled, and a shard's executor ends only after [`ShardDisk::close`].
 
+mod arena;
 mod buffer;
 mod checkpoint;
 mod cold;
@@ -26,6 +27,7 @@ pub use recover::{OpenError, format, refuse_memory};
 
 use crate::net::FetchReady;
 use crate::rt;
+use arena::Arena;
 use buffer::Pool;
 use cold::Cold;
 use corelog_core::recovery::Report;
@@ -43,8 +45,8 @@ use tail::Tail;
 /// [`BLOCK`](corelog_core::limits::BLOCK) as a length in memory.
 const BLOCK_BYTES: usize = 4096;
 const _: () = assert!(BLOCK_BYTES as u64 == corelog_core::limits::BLOCK);
-/// Idle write buffers kept per shard.
-const IDLE_BYTES_MAX: usize = 16 << 20;
+/// Idle memory of pieces of extents kept per shard.
+const IDLE_PIECES_BYTES_MAX: usize = 8 << 20;
 
 /// Where results go.
 pub trait Results {
@@ -82,6 +84,7 @@ pub struct ShardDisk {
 struct Inner {
     folders: Folders,
     journal: Journal,
+    arena: Arena,
     tail: RefCell<Tail>,
     pool: Pool,
     segments: Rc<Segments>,
@@ -110,6 +113,7 @@ impl ShardDisk {
     pub async fn open(
         folders: Folders,
         config: ShardConfig,
+        ring: rt::Ring,
         queues: Queues,
         results: Rc<dyn Results>,
     ) -> Result<(Shard, Self, Report), OpenError> {
@@ -122,10 +126,14 @@ impl ShardDisk {
         for (at, bytes) in opened.kept {
             tail.push(at, Rc::new(bytes));
         }
-        let pool = Pool::new(IDLE_BYTES_MAX);
+        let path = folders.shard.join(recover::JOURNAL_NAME);
+        let journal = Journal::open(&path, ring, config.ring_bytes, opened.shard.packer())?;
+        let pool = Pool::new(IDLE_PIECES_BYTES_MAX);
         let segments = Rc::new(Segments::new(folders.topics.clone()));
         let inner = Inner {
-            journal: Journal::new(opened.journal, config.ring_bytes, opened.shard.packer()),
+            journal,
+            // What waits to be destaged comes and goes in amounts up to the ring.
+            arena: Arena::new(usize::try_from(config.ring_bytes).unwrap_or(usize::MAX)),
             tail: RefCell::new(tail),
             extents: Extents::new(Rc::clone(&segments), pool.clone()),
             cold: Cold::new(Rc::clone(&segments)),
@@ -150,7 +158,8 @@ impl ShardDisk {
     pub fn snapshot(&self) -> DiskSnapshot {
         let inner = &self.inner;
         let tail = inner.tail.borrow().bytes();
-        inner.meters.snapshot([tail, inner.pool.idle_bytes() as u64, inner.cold.held_bytes()])
+        let idle = (inner.arena.idle_bytes() + inner.pool.idle_bytes()) as u64;
+        inner.meters.snapshot([tail, idle, inner.cold.held_bytes()])
     }
 
     /// Waits for everything under way, then closes the segments. Nothing may be performed afterwards. The journal is

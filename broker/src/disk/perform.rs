@@ -3,6 +3,7 @@
 //! Commits come before reads and extents of the same turn, which may name their bytes; what may leave memory leaves
 //! last. Everything a task needs from memory is taken before the task starts.
 
+use super::arena::Frozen;
 use super::cold::ColdError;
 use super::error::DiskError;
 use super::{Inner, ShardDisk, checkpoint};
@@ -90,13 +91,15 @@ impl Inner {
 
     fn commit(self: &Rc<Self>, commit: &Commit) {
         let at = commit.at;
-        let packed = self.journal.pack(commit, &self.pool).freeze();
-        let dma = packed.dma();
-        self.tail.borrow_mut().push(at, packed);
+        let packed = self.journal.pack(commit, &self.arena).freeze();
+        self.tail.borrow_mut().push(at, Rc::<Frozen>::clone(&packed));
+        if let Some(ahead) = self.arena.ahead() {
+            self.in_background(|_| ahead.touch());
+        }
         let (inner, pass) = (Rc::clone(self), self.gate.enter());
         rt::spawn(async move {
             // The journal itself says what went wrong, once.
-            let flushed = inner.journal.write(at, dma, &inner.meters).await.is_ok();
+            let flushed = inner.journal.write(at, packed, &inner.meters).await.is_ok();
             inner.meters.failures.add(u64::from(!flushed));
             let input = if flushed { Input::CommitFlushed { at } } else { Input::CommitFailed { at } };
             inner.results.completed(input);

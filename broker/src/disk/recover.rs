@@ -5,10 +5,10 @@
 //! says that it is: the journal, both slots, and their names. Segments were flushed before the entries that count them.
 
 use super::BLOCK_BYTES;
+use super::buffer::copied;
 use super::checkpoint;
 use super::error::DiskError;
 use super::file::{File, probe, read_whole};
-use super::journal::{self, copied};
 use super::segments::{flush_folder, sync_folder};
 use crate::rt;
 use bytes::Bytes;
@@ -26,6 +26,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
 
+/// The journal's name in the folder of its shard.
+pub(super) const JOURNAL_NAME: &str = "journal";
 /// Reads of the journal under way at once.
 const READS_AHEAD: usize = 3;
 /// File systems in memory: what is flushed there is gone with the power, and direct I/O does not exist.
@@ -63,7 +65,7 @@ pub fn format(folder: &Path, config: &ShardConfig) -> Result<(), OpenError> {
     };
     std::fs::create_dir_all(folder).map_err(system("making", folder))?;
     let contents = corelog_core::recovery::format(config);
-    let journal = folder.join("journal");
+    let journal = folder.join(JOURNAL_NAME);
     let bytes = RING_DATA_START + config.ring_bytes;
     write_new(&journal, &contents.superblocks, Some(bytes)).map_err(system("writing", &journal))?;
     let slot = folder.join(checkpoint::file_name(contents.checkpoint.slot));
@@ -100,7 +102,6 @@ pub fn refuse_memory(folder: &Path) -> Result<(), OpenError> {
 
 /// What a recovery leaves for the hands.
 pub(super) struct Opened {
-    pub(super) journal: File,
     pub(super) shard: Shard,
     pub(super) report: Report,
     pub(super) kept: Vec<(Position, Bytes)>,
@@ -111,7 +112,7 @@ pub(super) struct Opened {
 pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened, OpenError> {
     refuse_memory(folder)?;
     probe(folder).await?;
-    let journal = Rc::new(journal::open(&folder.join("journal")).await?);
+    let journal = Rc::new(File::open(&folder.join(JOURNAL_NAME), false).await?);
     let superblocks = read_superblocks(&journal).await?;
     let slots = [read_slot(folder, 0).await?, read_slot(folder, 1).await?];
     let mut recovery = Recovery::new(config, &superblocks, &slots)?;
@@ -122,11 +123,13 @@ pub(super) async fn recover(folder: &Path, config: ShardConfig) -> Result<Opened
     }
     for superblock in superblocks {
         journal.write(copied(&superblock.bytes), superblock.file_offset).await?;
+        journal.flush().await?;
     }
     let Some(journal) = Rc::into_inner(journal) else {
         unreachable!("every read of the journal was awaited")
     };
-    Ok(Opened { journal, shard, report, kept, removed })
+    journal.close().await?;
+    Ok(Opened { shard, report, kept, removed })
 }
 
 /// Both superblocks, each read by itself: one that the drive cannot read is as bad as one with a wrong checksum.

@@ -1,10 +1,11 @@
 //! Files of a shard alone: full file systems, removal, and the traps of direct I/O that they have to keep us out of.
 
 use super::DiskError;
-use super::buffer::Pool;
+use super::arena::{Arena, Frozen};
+use super::buffer::{Pool, copied};
 use super::extents::Extents;
 use super::file::{File, probe, read_whole};
-use super::journal::{self, Journal, copied};
+use super::journal::Journal;
 use super::meters::Meters;
 use super::segments::Segments;
 use crate::net::PayloadSlice;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use corelog_core::journal::{Packer, Position, SegmentId, SegmentUse, Session};
 use corelog_core::shard::{CheckpointWrite, DiskFailure, ExtentWrite, Prewrite};
 use corelog_wire::ids::{Offset, TopicId, TopicPartition};
+use rustix::fs::OFlags;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -249,14 +251,13 @@ fn segments_leave_the_file_system_a_margin_in_which_a_checkpoint_fits() {
 #[test]
 fn after_one_failure_nothing_is_written_to_a_journal_any_more() {
     let Some(disk) = SmallDisk::new(20) else { return };
-    run(&disk.mount, |_, folder| async move {
+    run(&disk.mount, |context, folder| async move {
         // Sparse, so that the file system has no room for all of it.
         let (path, ring) = (folder.join("journal"), 64 * MIB as u64);
         std::fs::File::create(&path).unwrap().set_len(ring + 8_192).unwrap();
-        let file = journal::open(&path).await.unwrap();
-        let journal = Rc::new(Journal::new(file, ring, Packer::new(Session(1), 0)));
+        let journal = Journal::open(&path, context.ring, ring, Packer::new(Session(1), 0)).unwrap();
         let meters = Meters::new();
-        let write = |at: u64| journal.write(Position::new(at), copied(&[9; 4_096]), &meters);
+        let write = |at: u64| journal.write(Position::new(at), packed(&[9; 4_096]), &meters);
         write(0).await.unwrap();
         let failure = journal.prewrite(Prewrite { ring_offset: MIB as u64, bytes: 32 * MIB as u64 }).await;
         assert!(matches!(failure, Err(DiskError::System { .. })), "{failure:?}");
@@ -271,12 +272,12 @@ fn after_one_failure_nothing_is_written_to_a_journal_any_more() {
 #[test]
 fn a_commit_around_the_end_of_the_ring_lies_in_both_places() {
     let folder = tempfile::tempdir().unwrap();
-    run(folder.path(), |_, folder| async move {
+    run(folder.path(), |context, folder| async move {
         let (path, ring) = (folder.join("journal"), 64 << 10);
         std::fs::write(&path, vec![0; (64 << 10) + 8_192]).unwrap();
-        let journal = Journal::new(journal::open(&path).await.unwrap(), ring, Packer::new(Session(1), 0));
+        let journal = Journal::open(&path, context.ring, ring, Packer::new(Session(1), 0)).unwrap();
         let bytes: Vec<u8> = (0..12_288_u32).map(|i| u8::try_from(i / 4_096 + 1).unwrap()).collect();
-        journal.write(Position::new(3 * ring - 4_096), copied(&bytes), &Meters::new()).await.unwrap();
+        journal.write(Position::new(3 * ring - 4_096), packed(&bytes), &Meters::new()).await.unwrap();
         let file = std::fs::read(&path).unwrap();
         assert_eq!(file[file.len() - 4_096..], bytes[..4_096]);
         assert_eq!(file[8_192..8_192 + 8_192], bytes[4_096..]);
@@ -285,18 +286,37 @@ fn a_commit_around_the_end_of_the_ring_lies_in_both_places() {
 }
 
 #[test]
-fn a_write_to_the_journal_is_a_flush() {
+fn a_write_to_the_journal_is_direct_and_a_flush() {
     let folder = tempfile::tempdir().unwrap();
-    run(folder.path(), |_, folder| async move {
-        let flags = |file: &File| {
-            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", file.descriptor())).unwrap();
-            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
-            u32::from_str_radix(flags.trim(), 8).unwrap()
-        };
-        let dsync = rustix::fs::OFlags::DSYNC.bits();
-        let (path, other) = (folder.join("journal"), folder.join("segment"));
+    run(folder.path(), |context, folder| async move {
+        let path = folder.join("journal");
         std::fs::write(&path, [0; 4_096]).unwrap();
-        assert_eq!(flags(&journal::open(&path).await.unwrap()) & dsync, dsync);
-        assert_eq!(flags(&File::open(&other, true).await.unwrap()) & dsync, 0);
+        let before: Vec<PathBuf> = opened_durable(&path);
+        let journal = Journal::open(&path, context.ring, 4_096, Packer::new(Session(1), 0)).unwrap();
+        assert_eq!((before.len(), opened_durable(&path).len()), (0, 1));
+        drop(journal);
     });
+}
+
+/// Descriptors of this process that are this file, opened for writes that are direct and durable.
+fn opened_durable(path: &Path) -> Vec<PathBuf> {
+    let path = path.canonicalize().unwrap();
+    let wanted = (OFlags::DIRECT | OFlags::DSYNC).bits();
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
+    let durable = |descriptor: &PathBuf| {
+        let info = Path::new("/proc/self/fdinfo").join(descriptor.file_name().unwrap());
+        // One that is closed meanwhile is none of ours.
+        let (Ok(target), Ok(info)) = (std::fs::read_link(descriptor), std::fs::read_to_string(info)) else {
+            return false;
+        };
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        target == path && u32::from_str_radix(flags, 8).unwrap() & wanted == wanted
+    };
+    descriptors.filter(durable).collect()
+}
+
+fn packed(bytes: &[u8]) -> Rc<Frozen> {
+    let mut memory = Arena::new(0).take(bytes.len());
+    memory.bytes_mut().copy_from_slice(bytes);
+    memory.freeze()
 }

@@ -12,7 +12,7 @@ use super::{Finding, Level};
 use crate::rt::Refused;
 
 /// First kernel whose `io_uring` has what the runtime uses.
-const KERNEL_LEAST: (u32, u32) = (5, 11);
+const KERNEL_LEAST: (u32, u32) = (5, 13);
 /// First kernel with the fixes that a broker under load wants.
 const KERNEL_WANTED: (u32, u32) = (5, 15);
 /// Locked memory that each shard's rings and registered buffers take at most.
@@ -345,8 +345,8 @@ mod tests {
             &[
                 ("6.18.44-generic", Level::Good),
                 ("5.15.0", Level::Good),
-                ("5.11.22-1-pve", Level::Warning),
-                ("5.10.0-28-amd64", Level::Error),
+                ("5.13.19-2-pve", Level::Warning),
+                ("5.11.22-1-pve", Level::Error),
                 ("4.19", Level::Error),
                 ("weird", Level::Note),
             ],

@@ -5,7 +5,7 @@
 
 use super::Inner;
 use super::config::{ACCEPT_PAUSE_MAX, ACCEPT_PAUSE_MIN};
-use super::socket::{accept, acceptable};
+use super::socket::accept;
 use crate::rt;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -13,9 +13,16 @@ use std::rc::Rc;
 impl Inner {
     pub(super) async fn accept_forever(self: Rc<Self>, listener: Rc<OwnedFd>) {
         let mut pause = ACCEPT_PAUSE_MIN;
+        let watch = match self.ring.watch(Rc::clone(&listener)) {
+            Ok(watch) => watch,
+            Err(error) => return tracing::error!(%error, "the listening socket cannot be watched"),
+        };
         while !self.draining.get() {
             let accepted = match accept(&listener) {
-                Ok(None) => acceptable(&listener).await,
+                Ok(None) => {
+                    watch.was_emptied();
+                    watch.readable().await
+                }
                 Ok(Some(descriptor)) => {
                     self.metrics.accepted.add(1);
                     self.admit(descriptor, None);

@@ -14,7 +14,6 @@ use corelog_wire::frame::Kind;
 use rustix::net::Shutdown;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 /// What the reading side does, for those who look at the clock.
@@ -253,18 +252,9 @@ impl Inner {
     }
 
     async fn send_slowly(self: Rc<Self>, connection: Rc<Connection>) {
-        let first = |send: &mut dyn FnMut(&[u8]) -> Poll<std::io::Result<usize>>| {
-            let output = connection.output.borrow();
-            let mut slices = Vec::with_capacity(1);
-            output.gather(&mut slices);
-            slices.first().map_or(Poll::Ready(Ok(0)), |slice| send(slice))
-        };
-        match connection.socket.send(first).await {
-            Ok(bytes) if !connection.is_sent() => {
-                self.sent(&connection, bytes);
-                self.tell_flusher(&connection);
-            }
-            Ok(_) => connection.sending.set(false),
+        match connection.socket.writable().await {
+            Ok(()) if !connection.is_sent() => self.tell_flusher(&connection),
+            Ok(()) => connection.sending.set(false),
             Err(_) => connection.close(Cause::Broken),
         }
     }

@@ -48,7 +48,7 @@ use self::metrics::Metrics;
 use self::pending::Pending;
 use self::reply::{Asked, Owner, Waiting, last_moment};
 use self::socket::Socket;
-use crate::rt::{self, Gate, Signal};
+use crate::rt::{self, Gate, Ring, Signal};
 use corelog_core::shard::{Input, RequestId};
 use corelog_wire::ids::ShardId;
 use corelog_wire::message::Answer;
@@ -72,6 +72,7 @@ pub struct Answers(Rc<Inner>);
 
 struct Inner {
     config: Arc<NetConfig>,
+    ring: Ring,
     shard: ShardId,
     inbox: OnceCell<Rc<dyn Inbox>>,
     control: mpsc::Sender<ControlRequest>,
@@ -130,6 +131,7 @@ impl Net {
     #[must_use]
     pub fn new(
         config: Arc<NetConfig>,
+        ring: Ring,
         endpoint: Endpoint,
         control: mpsc::Sender<ControlRequest>,
         views: watch::Receiver<Arc<View>>,
@@ -146,6 +148,7 @@ impl Net {
             input: Pool::new(config.input_bytes_max.saturating_sub(small_input_bytes)),
             output: Pool::new(config.output_bytes_max),
             config,
+            ring,
             shard,
             inbox: OnceCell::new(),
             control,
@@ -294,7 +297,11 @@ impl Inner {
             self.metrics.closed(cause);
             return;
         }
-        let connection = Rc::new(Connection::new(Socket::new(descriptor), Instant::now()));
+        let Ok(socket) = Socket::new(&self.ring, descriptor) else {
+            self.metrics.closed(Cause::Broken);
+            return;
+        };
+        let connection = Rc::new(Connection::new(socket, Instant::now()));
         self.connections.borrow_mut().add(&connection);
         let pass = self.gate.enter();
         let serving = Rc::clone(self).serve(connection, greeting);

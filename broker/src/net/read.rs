@@ -139,12 +139,11 @@ impl FrameReader {
             match connection.socket.try_receive(&mut payload) {
                 Ok(Some(0)) => return Err(Stop(End::Closed(Cause::Broken))),
                 Ok(Some(received)) => net.received(connection, received),
-                Ok(None) => {
-                    if self.wait(net, connection).await? == 0 {
-                        return Err(Stop(End::Closed(Cause::Broken)));
-                    }
-                }
+                Ok(None) => self.wait(connection).await?,
                 Err(_) => return Err(stopped(connection)),
+            }
+            if let Some(end) = connection.ended() {
+                return Err(Stop(end));
             }
             crate::rt::yield_if_needed().await;
         }
@@ -187,42 +186,36 @@ impl FrameReader {
 
     /// Receives what there is, waiting for the first byte. How much; 0: the client sends no more.
     async fn fill(&mut self, net: &Inner, connection: &Connection) -> Result<usize, Stop> {
-        let received = {
-            let mut scratch = net.scratch.borrow_mut();
-            let received = connection.socket.try_receive_into(&mut scratch);
-            if let Ok(Some(count)) = received {
-                self.buffer.extend_from_slice(&scratch[..count]);
+        loop {
+            let received = {
+                let mut scratch = net.scratch.borrow_mut();
+                let received = connection.socket.try_receive_into(&mut scratch);
+                if let Ok(Some(count)) = received {
+                    self.buffer.extend_from_slice(&scratch[..count]);
+                }
+                received
+            };
+            if let Some(end) = connection.ended() {
+                return Err(Stop(end));
             }
-            received
-        };
-        match received {
-            Ok(Some(count)) => {
-                net.received(connection, count);
-                crate::rt::yield_if_needed().await;
-                if connection.ended().is_some() { Err(stopped(connection)) } else { Ok(count) }
+            match received {
+                Ok(Some(count)) => {
+                    net.received(connection, count);
+                    crate::rt::yield_if_needed().await;
+                    return connection.ended().map_or(Ok(count), |end| Err(Stop(end)));
+                }
+                Ok(None) => self.wait(connection).await?,
+                Err(_) => return Err(stopped(connection)),
             }
-            Ok(None) => self.wait(net, connection).await,
-            Err(_) => Err(stopped(connection)),
         }
     }
 
-    /// Waits for bytes and receives them. An idle connection holds next to no memory while it waits.
-    async fn wait(&mut self, net: &Inner, connection: &Connection) -> Result<usize, Stop> {
+    /// Waits for bytes. An idle connection holds next to no memory while it waits.
+    async fn wait(&mut self, connection: &Connection) -> Result<(), Stop> {
         self.buffer.drain(..self.start);
         self.start = 0;
         self.buffer.shrink_to(IDLE_BUFFER_BYTES);
-        let buffer = &mut self.buffer;
-        let take = |bytes: &[u8]| {
-            buffer.extend_from_slice(bytes);
-            bytes.len()
-        };
-        let received = connection.socket.receive(&net.scratch, take).await;
-        if connection.ended().is_some() {
-            return Err(stopped(connection));
-        }
-        let count = received.map_err(|_| stopped(connection))?;
-        net.received(connection, count);
-        Ok(count)
+        connection.socket.readable().await.map_err(|_| stopped(connection))
     }
 }
 

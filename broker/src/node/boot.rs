@@ -369,9 +369,9 @@ async fn stop_shards(sides: &[Side]) -> bool {
 /// One shard's thread, from recovery to its end.
 async fn shard_main(context: ShardContext, work: Work) {
     let Work { endpoint, net, folders, config, clock, commands, control, views, up, listener } = work;
-    let net = Net::new(net, endpoint, control, views);
+    let net = Net::new(net, context.ring.clone(), endpoint, control, views);
     let queues = Queues { cold: context.cold, background: context.background };
-    let (pump, report) = match Pump::open(folders, config, queues, clock).await {
+    let (pump, report) = match Pump::open(folders, config, context.ring, queues, clock).await {
         Ok(opened) => opened,
         Err(error) => return drop(up.send(Err(error.to_string()))),
     };

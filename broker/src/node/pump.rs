@@ -34,12 +34,13 @@ impl Pump {
     pub async fn open(
         folders: Folders,
         config: ShardConfig,
+        ring: rt::Ring,
         queues: Queues,
         clock: rt::Clock,
     ) -> Result<(Self, Report), OpenError> {
         let mailbox = Rc::new(Mailbox::default());
         let results: Rc<dyn Results> = Rc::<Mailbox>::clone(&mailbox);
-        let (shard, disk, report) = ShardDisk::open(folders, config, queues, results).await?;
+        let (shard, disk, report) = ShardDisk::open(folders, config, ring, queues, results).await?;
         let handle = ShardHandle { mailbox, shard: Rc::new(RefCell::new(shard)), disk: Rc::new(disk) };
         Ok((Self { handle, clock }, report))
     }

@@ -1,12 +1,13 @@
 //! Starts one executor per shard and waits for them.
 
 use super::pacemaker::{self, Pulse};
+use super::ring::Ring;
 use super::tasks::Queue;
 use super::{Refused, preflight};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct ShardContext {
     pub cold: Queue,
     /// For destaging, checkpoints and everything else that can wait.
     pub background: Queue,
+    /// For what happens with every request.
+    pub ring: Ring,
 }
 
 /// Why executors did not start.
@@ -153,14 +156,19 @@ where
         let (main, pulse, up) = (main.clone(), Arc::clone(&pulses[shard]), up.clone());
         let executor = builder(options, shard).spawn(move || async move {
             super::spawn(Arc::clone(&pulse).answer());
+            let ring = match Ring::start() {
+                Ok(ring) => ring,
+                // The starter waits for it; if it went away there is nobody to tell.
+                Err(error) => return up.send(Err(error.to_string())).unwrap_or_default(),
+            };
             let context = ShardContext {
                 shard,
                 shards,
                 cold: Queue::new(SHARES_COLD, "cold"),
                 background: Queue::new(SHARES_BACKGROUND, "background"),
+                ring,
             };
-            // The starter waits for it; if it went away there is nobody to tell.
-            up.send(()).unwrap_or_default();
+            up.send(Ok(())).unwrap_or_default();
             main(context, work).await;
             pulse.end();
         });
@@ -168,16 +176,15 @@ where
     }
     drop(up);
     let running = Running { executors, pulses, pacemaker: Some(pacemaker) };
-    if wait_for(&ups, shards) {
-        Ok(running)
-    } else {
-        Err(running.join().err().unwrap_or(StartError::Nothing))
+    for shard in 0..shards {
+        match ups.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(cause)) => return Err(StartError::Executor { shard, cause }),
+            // One ended without saying so.
+            Err(_) => return Err(running.join().err().unwrap_or(StartError::Nothing)),
+        }
     }
-}
-
-/// Whether all executors said that they run; false when one ended without saying so.
-fn wait_for(ups: &Receiver<()>, shards: usize) -> bool {
-    (0..shards).all(|_| ups.recv().is_ok())
+    Ok(running)
 }
 
 fn builder(options: &Options, shard: usize) -> LocalExecutorBuilder {

@@ -11,6 +11,7 @@ mod executor;
 mod gate;
 mod pacemaker;
 mod preflight;
+mod ring;
 mod signal;
 mod tasks;
 
@@ -19,6 +20,7 @@ pub use executor::{Options, Running, ShardContext, StartError, allowed_cpus, sta
 pub use gate::{Gate, Pass};
 pub use pacemaker::Pulse;
 pub use preflight::{Refused, preflight};
+pub use ring::{Ring, Stable, Watch};
 pub use signal::{Alarm, Signal};
 pub use tasks::{Queue, blocking, sleep, spawn, spawn_in, yield_if_needed, yield_now};
 

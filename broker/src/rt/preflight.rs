@@ -1,6 +1,7 @@
 //! Whether this process may use `io_uring` at all, asked before the first executor: glommio answers a refusal with a
 //! panic in the executor's thread.
 
+use io_uring::IoUring;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
@@ -19,7 +20,7 @@ pub enum Refused {
     /// A system call filter forbids it, or the kernel lacks it.
     #[error(
         "io_uring is refused ({0}): in a container, use a seccomp profile that allows io_uring_setup, io_uring_enter \
-         and io_uring_register (docker: --security-opt seccomp=...); otherwise use kernel 5.11 or later"
+         and io_uring_register (docker: --security-opt seccomp=...); otherwise use kernel 5.13 or later"
     )]
     Forbidden(Errno),
     /// The limit on locked memory is too small.
@@ -39,27 +40,15 @@ pub fn preflight() -> Result<(), Refused> {
     {
         return Err(Refused::LockedMemory(bytes));
     }
-    ring::try_setup().map_err(|errno| match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled") {
-        Ok(value) if value.trim() != "0" && errno == Errno::PERM => {
-            Refused::Disabled(value.trim().to_owned())
-        }
-        _ => Refused::Forbidden(errno),
-    })
-}
-
-/// The one system call that tells.
-#[expect(unsafe_code, reason = "rustix offers io_uring_setup only as an unsafe function")]
-mod ring {
-    use rustix::io::Errno;
-    use rustix::io_uring::{io_uring_params, io_uring_setup};
-
-    /// Makes a ring of two entries and closes it.
-    pub(super) fn try_setup() -> Result<(), Errno> {
-        let mut params = io_uring_params::default();
-        // SAFETY: `params` is all zeros, so the kernel reads no pointer or descriptor from it, and it lives until
-        // the call returns. The ring's memory is never mapped; dropping the descriptor frees it.
-        let ring = unsafe { io_uring_setup(2, &mut params) }?;
-        drop(ring);
-        Ok(())
+    // Made and closed again: the only way to know.
+    let refused = IoUring::new(2).err();
+    match refused.map(|error| Errno::from_io_error(&error).unwrap_or(Errno::NOSYS)) {
+        None => Ok(()),
+        Some(errno) => Err(match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled") {
+            Ok(value) if value.trim() != "0" && errno == Errno::PERM => {
+                Refused::Disabled(value.trim().to_owned())
+            }
+            _ => Refused::Forbidden(errno),
+        }),
     }
 }

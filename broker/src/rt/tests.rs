@@ -1,8 +1,11 @@
 //! What the runtime promises, and the traps of glommio 0.9.0 that it has to keep us out of.
 
-use super::{Gate, Options, Signal, allowed_cpus, blocking, sleep, spawn, spawn_in, start};
+use super::{Gate, Options, Signal, Stable, allowed_cpus, blocking, sleep, spawn, spawn_in, start};
 use glommio::channels::channel_mesh::MeshBuilder;
 use std::cell::Cell;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -164,4 +167,134 @@ fn a_silent_executor_is_reported() {
 fn the_cpus_of_this_process_are_known() {
     assert!(!allowed_cpus().is_empty());
     assert_eq!(super::preflight(), Ok(()));
+}
+
+/// A pair of sockets: one for the ring, one for the test.
+fn pair() -> (Rc<OwnedFd>, UnixStream) {
+    let (watched, other) = UnixStream::pair().unwrap();
+    watched.set_nonblocking(true).unwrap();
+    (Rc::new(watched.into()), other)
+}
+
+/// What there is to read, at most `room` bytes.
+fn read(socket: &OwnedFd, room: usize) -> rustix::io::Result<usize> {
+    rustix::io::read(socket, &mut vec![0; room])
+}
+
+#[test]
+fn a_watched_socket_tells_of_bytes_of_room_and_of_the_end() {
+    run_bounded(&Options::default(), 1, |context| async move {
+        let (socket, mut other) = pair();
+        let watch = context.ring.watch(Rc::clone(&socket)).unwrap();
+        // Nothing is known yet: it may be worth a try.
+        assert!(watch.is_readable() && watch.is_writable());
+        for _ in 0..3 {
+            watch.was_emptied();
+            assert!(!watch.is_readable());
+            let sent = std::thread::spawn(move || {
+                other.write_all(b"bytes").unwrap();
+                other
+            });
+            watch.readable().await.unwrap();
+            other = sent.join().unwrap();
+            assert_eq!(read(&socket, 64), Ok(5));
+        }
+        let mut filled = 0;
+        while let Ok(more) = rustix::io::write(&socket, &[0; 4_096]) {
+            filled += more;
+        }
+        watch.was_filled();
+        let drained = std::thread::spawn(move || {
+            other.read_exact(&mut vec![0; filled]).unwrap();
+            other
+        });
+        watch.writable().await.unwrap();
+        assert!(rustix::io::write(&socket, &[0; 4_096]).is_ok());
+        let mut other = drained.join().unwrap();
+        // The last bytes and the end may be one event: who has read the bytes must still learn of the end.
+        other.write_all(b"last").unwrap();
+        drop(other);
+        watch.was_emptied();
+        watch.readable().await.unwrap();
+        assert_eq!(read(&socket, 64), Ok(4));
+        watch.was_emptied();
+        watch.readable().await.unwrap();
+        assert!(matches!(read(&socket, 64), Ok(0) | Err(rustix::io::Errno::CONNRESET)));
+    });
+}
+
+#[test]
+fn a_watch_that_is_dropped_lets_go_of_its_socket() {
+    run_bounded(&Options::default(), 1, |context| async move {
+        let sockets = 100;
+        let mut others = Vec::new();
+        for _ in 0..sockets {
+            let (socket, other) = pair();
+            let watch = context.ring.watch(Rc::clone(&socket)).unwrap();
+            watch.was_emptied();
+            drop((watch, socket));
+            others.push(other);
+        }
+        for mut other in others {
+            // Ends when the ring has closed its side.
+            let ended = blocking(move || other.read(&mut [0]).unwrap());
+            assert_eq!(ended.await, 0);
+        }
+    });
+}
+
+#[test]
+fn more_completions_than_the_ring_has_room_for_are_all_handed_out() {
+    run_bounded(&Options::default(), 1, |context| async move {
+        // Each of them makes a completion for each of several events before the driver runs.
+        let pairs: Vec<_> = (0..2_000).map(|_| pair()).collect();
+        let watches: Vec<_> =
+            pairs.iter().map(|(socket, _)| context.ring.watch(Rc::clone(socket)).unwrap()).collect();
+        for _ in 0..4 {
+            for ((socket, other), watch) in pairs.iter().zip(&watches) {
+                watch.was_emptied();
+                let mut other = other;
+                other.write_all(b"a byte and some").unwrap();
+                let _ = read(socket, 1);
+            }
+            for watch in &watches {
+                watch.readable().await.unwrap();
+            }
+        }
+    });
+}
+
+struct Zeros(Vec<u8>);
+
+// SAFETY: a vector that nobody changes.
+#[expect(unsafe_code, reason = "what a test promises the ring")]
+unsafe impl Stable for Zeros {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[test]
+fn a_write_that_nobody_waits_for_is_made_all_the_same() {
+    run_bounded(&Options::default(), 1, |context| async move {
+        let (socket, mut other) = pair();
+        let write = |byte: u8| context.ring.write(&socket, Rc::new(Zeros(vec![byte; 1_000])), 0);
+        assert_eq!(write(1).await.unwrap(), 1_000);
+        {
+            let given_up = write(2);
+            futures_lite::pin!(given_up);
+            assert!(futures_lite::future::poll_once(&mut given_up).await.is_none());
+        }
+        let read = blocking(move || {
+            let mut bytes = vec![0; 2_000];
+            other.read_exact(&mut bytes).unwrap();
+            bytes
+        });
+        let bytes = read.await;
+        assert!(bytes[..1_000].iter().all(|&byte| byte == 1) && bytes[1_000..].iter().all(|&byte| byte == 2));
+        let (socket, other) = pair();
+        drop(other);
+        let broken = context.ring.write(&socket, Rc::new(Zeros(vec![0; 8])), 0).await;
+        assert!(broken.is_err());
+    });
 }

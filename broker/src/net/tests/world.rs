@@ -243,9 +243,9 @@ impl Broker {
             work.push((parts, listener, receiver));
         }
         let options = rt::Options { pin: false, ..rt::Options::default() };
-        let running = rt::start(&options, work, |_, (parts, listener, mut errands)| async move {
+        let running = rt::start(&options, work, |context, (parts, listener, mut errands)| async move {
             let (config, endpoint, control, views) = parts;
-            let net = Net::new(config, endpoint, control, views);
+            let net = Net::new(config, context.ring, endpoint, control, views);
             let shard = Rc::new(FakeShard::new(net.answers()));
             net.serve(Rc::<FakeShard>::clone(&shard), listener);
             let core = Core { net, shard };

@@ -223,7 +223,8 @@ fn run<Task: Future<Output = ()> + 'static>(
         let main = main.clone();
         async move {
             let queues = Queues { cold: context.cold, background: context.background };
-            let (pump, report) = Pump::open(folders, config, queues, rt::Clock::new()).await.unwrap();
+            let (pump, report) =
+                Pump::open(folders, config, context.ring, queues, rt::Clock::new()).await.unwrap();
             let (handle, heard) = (pump.handle(), Rc::new(Heard::default()));
             handle.reply_to(Rc::<Heard>::clone(&heard));
             let ended = Rc::new(rt::Signal::default());

@@ -1,0 +1,474 @@
+//! An `io_uring` of our own in each executor, for what happens with every request: commits, and sockets that become ready.
+//!
+//! Made with the executor; used by `net` and `disk`. glommio's rings interrupt the thread at each completion and arm every
+//! wait anew; this one leaves completions until the thread enters the kernel anyway, arms a socket once for its whole life,
+//! and writes from memory that need not be glommio's (`docs/decisions/0010-own-ring.md`). One task, the driver, waits through
+//! glommio until the ring has completions, and hands them out.
+//!
+//! Invariants: what an operation points at lives until its last completion, whoever gives up meanwhile; nothing is
+//! cancelled but watches; an operation is with the kernel when the call that starts it returns.
+#![expect(unsafe_code, reason = "the kernel is given addresses and descriptors as bare numbers")]
+
+use super::tasks;
+use futures_lite::io::AsyncRead;
+use glommio::net::TcpStream;
+use io_uring::types::Fd;
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::event::PollFlags;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// Operations that may be on their way to the kernel: each is handed over at once.
+const ENTRIES: u32 = 64;
+/// Completions that wait for the driver. Beyond them the kernel keeps them, more slowly.
+const COMPLETIONS: u32 = 4096;
+/// The name of completions that nobody waits for.
+const NOBODY: u64 = u64::MAX;
+/// Pause of the driver when the system has no descriptor or no memory for it.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Memory that a write may be made from.
+///
+/// # Safety
+/// [`bytes`](Self::bytes) gives the same memory at every call, nobody changes it, and it lives as long as the value.
+pub unsafe trait Stable {
+    /// The memory.
+    fn bytes(&self) -> &[u8];
+}
+
+/// The ring of an executor. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Ring(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kernel: RefCell<Kernel>,
+    operations: RefCell<Operations>,
+}
+
+struct Kernel(IoUring);
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "IoUring({})", self.0.as_raw_fd())
+    }
+}
+
+/// What the kernel has, by the number that it gives back.
+#[derive(Debug, Default)]
+struct Operations {
+    places: Vec<Option<Operation>>,
+    free: Vec<usize>,
+}
+
+#[derive(Clone)]
+enum Operation {
+    Write(Rc<Writing>),
+    Watch(Rc<Watched>),
+}
+
+impl std::fmt::Debug for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Write(_) => "Write",
+            Self::Watch(_) => "Watch",
+        })
+    }
+}
+
+/// A write under way.
+struct Writing {
+    _file: Rc<OwnedFd>,
+    _bytes: Rc<dyn Stable>,
+    result: Cell<Option<i32>>,
+    waiter: Cell<Option<Waker>>,
+}
+
+/// A descriptor that is watched until it is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    ring: Weak<Inner>,
+    place: usize,
+    watched: Rc<Watched>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    descriptor: Rc<OwnedFd>,
+    /// Nobody is interested any more.
+    over: Cell<bool>,
+    reading: Side,
+    writing: Side,
+    /// Why the kernel watches no more, if it gave up.
+    fault: Cell<Option<i32>>,
+}
+
+/// One direction of a watched descriptor.
+struct Side {
+    /// Something happened since it was last found wanting.
+    ready: Cell<bool>,
+    /// Nothing will happen any more: an end is said once, and may be said together with what came before it.
+    ended: Cell<bool>,
+    waiter: Cell<Option<Waker>>,
+}
+
+impl std::fmt::Debug for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Side(ready: {})", self.ready.get())
+    }
+}
+
+impl Ring {
+    /// Makes the ring of this executor and starts its driver.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn start() -> io::Result<Self> {
+        let builder = || {
+            let mut builder = IoUring::builder();
+            builder.setup_cqsize(COMPLETIONS);
+            builder
+        };
+        let kernel = match builder().setup_coop_taskrun().setup_single_issuer().build(ENTRIES) {
+            // A kernel before 6.0.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => builder().build(ENTRIES)?,
+            made => made?,
+        };
+        let ring =
+            Self(Rc::new(Inner { kernel: RefCell::new(Kernel(kernel)), operations: RefCell::default() }));
+        tasks::spawn(ring.clone().drive());
+        Ok(ring)
+    }
+
+    /// Writes all of `bytes` to a file opened for direct I/O. How many were written, which is fewer only at an end of
+    /// things.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn write(&self, file: &Rc<OwnedFd>, bytes: Rc<dyn Stable>, at: u64) -> io::Result<usize> {
+        let memory = bytes.bytes();
+        let length = u32::try_from(memory.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let entry = opcode::Write::new(Fd(file.as_raw_fd()), memory.as_ptr(), length).offset(at).build();
+        let writing = Rc::new(Writing {
+            _file: Rc::clone(file),
+            _bytes: bytes,
+            result: Cell::new(None),
+            waiter: Cell::default(),
+        });
+        // SAFETY: the operation owns the file and the memory that the entry names.
+        unsafe { self.0.begin(entry, Operation::Write(Rc::clone(&writing))) }?;
+        poll_fn(|cx| {
+            if let Some(result) = writing.result.get() {
+                return Poll::Ready(counted(result));
+            }
+            writing.waiter.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Watches a descriptor that can be polled.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn watch(&self, descriptor: Rc<OwnedFd>) -> io::Result<Watch> {
+        let watched = Rc::new(Watched {
+            descriptor,
+            over: Cell::new(false),
+            reading: Side::new(),
+            writing: Side::new(),
+            fault: Cell::new(None),
+        });
+        let entry = watched.entry();
+        // SAFETY: the operation owns the descriptor that the entry names.
+        let place = unsafe { self.0.begin(entry, Operation::Watch(Rc::clone(&watched))) }?;
+        Ok(Watch { ring: Rc::downgrade(&self.0), place, watched })
+    }
+
+    /// Hands out what is complete, for ever.
+    async fn drive(self) {
+        let mut completions = Vec::new();
+        loop {
+            let behind = self.0.kernel.borrow_mut().is_behind();
+            self.0.take(&mut completions);
+            for (name, result, more) in completions.drain(..) {
+                self.0.complete(name, result, more);
+            }
+            match self.0.duplicate() {
+                Ok(descriptor) if !behind => readable(descriptor).await,
+                _ => tasks::sleep(PAUSE).await,
+            }
+        }
+    }
+}
+
+impl Kernel {
+    /// Hands an operation to the kernel.
+    ///
+    /// # Safety
+    /// What the entry names must live until its last completion.
+    unsafe fn submit(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: see above.
+        if unsafe { self.0.submission().push(entry) }.is_err() {
+            self.enter()?;
+            // SAFETY: see above.
+            unsafe { self.0.submission().push(entry) }.map_err(|_| io::ErrorKind::ResourceBusy)?;
+        }
+        self.enter()
+    }
+
+    /// Hands over what is queued. What the kernel has no memory for at this moment stays in the queue, for the driver.
+    fn enter(&self) -> io::Result<()> {
+        match self.0.submit() {
+            Ok(_) => Ok(()),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::INTR | Errno::AGAIN | Errno::BUSY) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Whether something is still queued, or completions found no room and lie in the kernel. Moves both along.
+    fn is_behind(&mut self) -> bool {
+        let queue = self.0.submission();
+        let behind = !queue.is_empty() || queue.cq_overflow();
+        drop(queue);
+        if behind {
+            // What stands in the way stands in the way of the next operation too, which says so.
+            let _said_again = self.enter();
+        }
+        behind
+    }
+}
+
+impl Inner {
+    /// The ring under another descriptor.
+    fn duplicate(&self) -> io::Result<OwnedFd> {
+        let kernel = self.kernel.borrow();
+        // SAFETY: the ring, which is borrowed, keeps its descriptor open.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(kernel.0.as_raw_fd()) };
+        Ok(fcntl_dupfd_cloexec(descriptor, 0)?)
+    }
+
+    /// Starts an operation; its place.
+    ///
+    /// # Safety
+    /// `operation` must own what the entry names.
+    unsafe fn begin(&self, entry: squeue::Entry, operation: Operation) -> io::Result<usize> {
+        let place = self.operations.borrow_mut().add(operation);
+        // SAFETY: the operation stays in its place until its last completion was taken.
+        unsafe { self.kernel.borrow_mut().submit(&entry.user_data(place as u64)) }?;
+        Ok(place)
+    }
+
+    fn take(&self, completions: &mut Vec<(u64, i32, bool)>) {
+        let mut kernel = self.kernel.borrow_mut();
+        let entries = kernel.0.completion();
+        completions
+            .extend(entries.map(|entry| (entry.user_data(), entry.result(), cqueue::more(entry.flags()))));
+    }
+
+    /// One completion of an operation; the last one unless there are `more`.
+    fn complete(&self, name: u64, result: i32, more: bool) {
+        let Ok(place) = usize::try_from(name) else { return };
+        let Some(operation) = self.operations.borrow().get(place) else { return };
+        let over = match &operation {
+            Operation::Write(writing) => {
+                writing.result.set(Some(result));
+                wake(&writing.waiter);
+                true
+            }
+            Operation::Watch(watched) => {
+                watched.happened(result);
+                // The kernel gives a watch up when it has no room for its completions.
+                !more && !self.watch_again(place, watched, result)
+            }
+        };
+        if over {
+            self.operations.borrow_mut().remove(place);
+        }
+    }
+
+    /// Arms a watch again; false if that is of no use.
+    fn watch_again(&self, place: usize, watched: &Watched, result: i32) -> bool {
+        if watched.over.get() || result < 0 {
+            return false;
+        }
+        let entry = watched.entry().user_data(place as u64);
+        // SAFETY: the operation in that place owns the descriptor.
+        match unsafe { self.kernel.borrow_mut().submit(&entry) } {
+            Ok(()) => true,
+            Err(error) => {
+                watched.happened(-error.raw_os_error().unwrap_or(1));
+                false
+            }
+        }
+    }
+
+    /// Ends a watch. Its descriptor goes with the last completion.
+    fn end_watch(&self, place: usize) {
+        let entry = opcode::PollRemove::new(place as u64).build().user_data(NOBODY);
+        // SAFETY: the entry names no memory. If the kernel refuses, the watch ends with the descriptor's peer.
+        let _ended = unsafe { self.kernel.borrow_mut().submit(&entry) };
+    }
+}
+
+impl Operations {
+    fn add(&mut self, operation: Operation) -> usize {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            self.places.len() - 1
+        });
+        self.places[place] = Some(operation);
+        place
+    }
+
+    fn get(&self, place: usize) -> Option<Operation> {
+        self.places.get(place)?.clone()
+    }
+
+    fn remove(&mut self, place: usize) {
+        self.places[place] = None;
+        self.free.push(place);
+    }
+}
+
+impl Watched {
+    fn entry(&self) -> squeue::Entry {
+        let events = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP;
+        opcode::PollAdd::new(Fd(self.descriptor.as_raw_fd()), u32::from(events.bits())).multi(true).build()
+    }
+
+    /// The kernel reports these events, or that it watches no more.
+    fn happened(&self, result: i32) {
+        let Ok(events) = u16::try_from(result).map(PollFlags::from_bits_retain) else {
+            self.fault.set(Some(result));
+            self.reading.wake(true);
+            self.writing.wake(true);
+            return;
+        };
+        let gone = events.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
+        let read_end = gone || events.contains(PollFlags::RDHUP);
+        if read_end || events.contains(PollFlags::IN) {
+            self.reading.wake(read_end);
+        }
+        if gone || events.contains(PollFlags::OUT) {
+            self.writing.wake(gone);
+        }
+    }
+
+    async fn ready(&self, side: &Side) -> io::Result<()> {
+        poll_fn(|cx| side.poll(cx)).await;
+        self.fault.get().map_or(Ok(()), |fault| counted(fault).map(drop))
+    }
+}
+
+impl Side {
+    /// Ready until it is found wanting.
+    fn new() -> Self {
+        Self { ready: Cell::new(true), ended: Cell::new(false), waiter: Cell::default() }
+    }
+
+    fn wake(&self, ended: bool) {
+        self.ready.set(true);
+        self.ended.set(ended || self.ended.get());
+        wake(&self.waiter);
+    }
+
+    fn wanting(&self) {
+        self.ready.set(self.ended.get());
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.ready.get() {
+            return Poll::Ready(());
+        }
+        self.waiter.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl Watch {
+    /// Whether a read may find something.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.watched.reading.ready.get()
+    }
+
+    /// Whether a write may find room.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.watched.writing.ready.get()
+    }
+
+    /// A read found less than it had room for, or nothing.
+    pub fn was_emptied(&self) {
+        self.watched.reading.wanting();
+    }
+
+    /// A write found no room.
+    pub fn was_filled(&self) {
+        self.watched.writing.wanting();
+    }
+
+    /// Waits until a read may find something. One task at a time.
+    ///
+    /// # Errors
+    /// The kernel watches the descriptor no more.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.watched.ready(&self.watched.reading).await
+    }
+
+    /// Waits until a write may find room. One task at a time.
+    ///
+    /// # Errors
+    /// The kernel watches the descriptor no more.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.watched.ready(&self.watched.writing).await
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.watched.over.set(true);
+        if let Some(ring) = self.ring.upgrade() {
+            ring.end_watch(self.place);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The kernel ends what is under way after the ring is closed, at a time of its own. Only writes name memory.
+        for operation in self.operations.take().places.into_iter().flatten() {
+            if matches!(operation, Operation::Write(_)) {
+                std::mem::forget(operation);
+            }
+        }
+    }
+}
+
+fn wake(waiter: &Cell<Option<Waker>>) {
+    if let Some(waiter) = waiter.take() {
+        waiter.wake();
+    }
+}
+
+fn counted(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+/// Waits until a descriptor has something to read.
+async fn readable(descriptor: OwnedFd) {
+    // SAFETY: `into_raw_fd` gives up the ownership of an open descriptor, and the stream takes it.
+    let mut stream = unsafe { TcpStream::from_raw_fd(descriptor.into_raw_fd()) };
+    // A fresh stream polls before its first read, and that read fails at once on what is no socket: readiness is all it says.
+    poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut [0]).map(drop)).await;
+}
