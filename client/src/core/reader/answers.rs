@@ -18,6 +18,9 @@ type Out = Vec<Effect<ReaderEvent>>;
 
 const CHANGED: Effect<ReaderEvent> = Effect::Event(ReaderEvent::Changed);
 
+/// A topic that no broker has known for so long is gone.
+const GONE_PATIENCE: Duration = Duration::from_secs(3);
+
 impl Reader {
     pub(super) fn answered(
         &mut self,
@@ -235,16 +238,26 @@ impl Reader {
         }
     }
 
+    /// When the taker is told of trouble with the topic. A broker may not have heard of a topic yet, but one that brokers do
+    /// not know any more for some seconds was deleted.
+    pub(super) fn told_at(&self, trouble: &(Instant, Error)) -> Instant {
+        let (since, error) = trouble;
+        let patience = self.config.patience;
+        *since + if error.is_final_for_topics() { patience.min(GONE_PATIENCE) } else { patience }
+    }
+
     /// Tells the taker of trouble that has lasted too long.
     pub(super) fn complain(&mut self, now: Instant, out: &mut Out) {
-        let patience = self.config.patience;
-        let too_long = |since: Instant| since + patience <= now;
-        let topic = self.topic_trouble.clone().filter(|(since, _)| too_long(*since));
+        let topic = self.topic_trouble.clone().filter(|trouble| self.told_at(trouble) <= now);
         if let Some((_, error)) = topic {
             self.topic_trouble = Some((now, error.clone()));
-            self.complaint = Some(Error::deadline("fetching", Some(error)));
+            let final_answer = error.is_final_for_topics();
+            self.complaint =
+                Some(if final_answer { error } else { Error::deadline("fetching", Some(error)) });
             out.push(CHANGED);
         }
+        let patience = self.config.patience;
+        let too_long = |since: Instant| since + patience <= now;
         for log in self.logs.values_mut() {
             if let Some((since, error)) = &log.trouble
                 && too_long(*since)

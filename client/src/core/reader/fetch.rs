@@ -43,9 +43,9 @@ impl Reader {
             return None;
         }
         let topic = self.topic_again_at.filter(|_| self.topic_asked.is_none());
-        let trouble =
-            self.topic_trouble.iter().chain(self.logs.values().filter_map(|log| log.trouble.as_ref()));
-        let trouble = trouble.map(|(since, _)| *since + self.config.patience);
+        let gone = self.topic_trouble.as_ref().map(|trouble| self.told_at(trouble));
+        let trouble = self.logs.values().filter_map(|log| log.trouble.as_ref());
+        let trouble = trouble.map(|(since, _)| *since + self.config.patience).chain(gone);
         let logs = self.logs.values().filter(|log| log.request.is_none()).filter_map(|log| log.again_at);
         // What was due when the last input came has been done, or waits for something other than time.
         let due = |at: &Instant| self.handled_at.is_none_or(|handled| *at > handled);

@@ -348,6 +348,29 @@ fn a_broker_that_is_busy_or_stopping_is_asked_for_the_topic_again() {
 }
 
 #[test]
+fn a_topic_that_was_deleted_is_told_after_seconds() {
+    let mut rig = Rig::ready(from(Start::Offset(5)), 1);
+    let started = rig.now;
+    let told = loop {
+        if rig.open.iter().any(|outgoing| outgoing.request.kind() == Kind::Fetch) {
+            rig.fetched(&[Err(ErrorCode::UnknownTopic)]);
+        } else if rig.open.iter().any(|outgoing| outgoing.request.kind() == Kind::Metadata) {
+            let id = rig.take(Kind::Metadata).id;
+            let refusal = corelog_wire::message::Refusal::new(ErrorCode::UnknownTopic, "no");
+            rig.answer(id, Answer::Refused { kind: Kind::Metadata, refusal }, vec![]);
+        } else {
+            rig.wait();
+        }
+        if let Some(told) = rig.taken() {
+            break told;
+        }
+    };
+    let took = rig.now - started;
+    assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(6), "{took:?}");
+    assert!(told.contains("UNKNOWN_TOPIC") && !told.contains("deadline"), "{told}");
+}
+
+#[test]
 fn what_is_buffered_is_bounded() {
     let config = ReaderConfig {
         prefetch_bytes_max: 4_000,
