@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::error::{Doing, Error, Result};
-use crate::peer::{Launch, Peer, Ready, nats, redis};
+use crate::peer::{Launch, Peer, Ready, redis};
 use crate::pin::ThreadPlace;
 
 /// How long a start or a stop may take.
@@ -179,9 +179,30 @@ fn who_is_ready(ready: &Ready, child: u32) -> Result<Option<(SocketAddr, u32)>> 
                 .map_err(|error| Error::Peer(format!("{} says {text:?}: {error}", path.display())))?;
             Ok(Some((said.address, said.pid)))
         }
-        Ready::Nats(address) => Ok(nats::answers(*address).then_some((*address, child))),
+        Ready::Answers(address, answers) => {
+            Ok((listens(child, address.port()) && answers(*address)).then_some((*address, child)))
+        }
         Ready::Redis(address) => Ok(redis::process(*address).map(|pid| (*address, pid))),
     }
+}
+
+/// Whether a process listens on this port. Not by asking the port: somebody else's answer would do as well.
+fn listens(process: u32, port: u16) -> bool {
+    // Source: proc_net(5). The local address is the second field, the state the fourth (0A: listening), the inode the tenth.
+    let tables = ["tcp", "tcp6"].map(|table| std::fs::read_to_string(format!("/proc/net/{table}")));
+    let inodes: Vec<String> = tables
+        .iter()
+        .flatten()
+        .flat_map(|table| table.lines())
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let &[_, local, _, "0A", _, _, _, _, _, inode, ..] = &fields[..] else { return None };
+            local.ends_with(&format!(":{port:04X}")).then(|| format!("socket:[{inode}]"))
+        })
+        .collect();
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    let targets = descriptors.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    targets.into_iter().any(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()))
 }
 
 fn remove(data: &Path) {
@@ -199,4 +220,20 @@ fn spawn(mut command: Command, start: &Start) -> Result<Child> {
         command.spawn().doing(|| format!("starting {}", program.display()))
     });
     spawned.join().unwrap_or_else(|_| Err(Error::Setup("the starting thread ended".to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn whose_port_it_is_can_be_told() {
+        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        assert!(listens(std::process::id(), port));
+        assert!(!listens(1, port));
+        drop(listener);
+        assert!(!listens(std::process::id(), port));
+    }
 }

@@ -34,6 +34,8 @@ const fn colour(peer: Peer) -> &'static str {
         Peer::RedisAlways => "#c0392b",
         Peer::RedisEverysec => "#e59866",
         Peer::Nats => "#27ae60",
+        Peer::Kafka => "#b08cd9",
+        Peer::KafkaFlush => "#6c3483",
     }
 }
 

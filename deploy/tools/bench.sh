@@ -20,6 +20,13 @@ fi
 if [ -x /usr/sbin/nats-server ]; then peers="$peers,nats"; else
     say "NATS is left out: apt-get install nats-server adds it"
 fi
+have_kafka() { ls "$target_dir"/kafka/kafka_*.jar >/dev/null 2>&1; }
+if ! have_kafka && command -v java >/dev/null && command -v mvn >/dev/null; then
+    sh deploy/tools/kafka.sh || say "Kafka could not be fetched"
+fi
+if have_kafka && command -v java >/dev/null; then peers="$peers,kafka,kafka-flush"; else
+    say "Kafka is left out: apt-get install openjdk-17-jre-headless maven adds it"
+fi
 "$target_dir/release/corelog-bench" run bench/workloads/batch-100b-1p.toml bench/workloads/single-1k-32c.toml \
     bench/workloads/open-1k-4k.toml --peer "${BENCH_PEERS:-$peers}" --repeat 3 --measured 4 \
     --html "$target_dir/bench.html" --json "$target_dir/bench.json"

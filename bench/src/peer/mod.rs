@@ -5,6 +5,7 @@
 //! are not ranked together; all peers get the same values, from the same generator, at the same times.
 
 pub mod corelog;
+pub mod kafka;
 pub mod library;
 pub mod nats;
 pub mod redis;
@@ -39,6 +40,10 @@ pub enum Peer {
     RedisEverysec,
     /// NATS `JetStream` with file storage, which flushes every two minutes.
     Nats,
+    /// Apache Kafka with its defaults, which leave flushing to the system.
+    Kafka,
+    /// Apache Kafka that flushes each request's records before it answers.
+    KafkaFlush,
 }
 
 /// What the broker is told, unless more arguments say otherwise: a server's defaults for one shard, and memory that long
@@ -71,8 +76,8 @@ pub enum Ready {
     File(PathBuf),
     /// It answers `INFO` here, with its process.
     Redis(SocketAddr),
-    /// It answers here, and ends if it cannot have the port.
-    Nats(SocketAddr),
+    /// It listens here and answers this.
+    Answers(SocketAddr, fn(SocketAddr) -> bool),
 }
 
 impl Peer {
@@ -85,6 +90,8 @@ impl Peer {
             Self::RedisAlways => "redis-always",
             Self::RedisEverysec => "redis-everysec",
             Self::Nats => "nats",
+            Self::Kafka => "kafka",
+            Self::KafkaFlush => "kafka-flush",
         }
     }
 
@@ -95,8 +102,8 @@ impl Peer {
     pub fn class(self, durability: Durability) -> Result<&'static str> {
         match (self, durability) {
             (Self::Corelog, durability) => Ok(durability.class()),
-            (Self::Strawman | Self::RedisAlways, Durability::Disk) => Ok("flushed"),
-            (Self::RedisEverysec | Self::Nats, Durability::Disk) => Ok("page cache"),
+            (Self::Strawman | Self::RedisAlways | Self::KafkaFlush, Durability::Disk) => Ok("flushed"),
+            (Self::RedisEverysec | Self::Nats | Self::Kafka, Durability::Disk) => Ok("page cache"),
             (_, Durability::Memory) => {
                 Err(Error::Setup(format!("{} has no durability of memory; leave it out", self.name())))
             }
@@ -121,6 +128,13 @@ impl Peer {
                 (PathBuf::from("/usr/bin/redis-server"), "install it: apt-get install redis-server")
             }
             Self::Nats => (PathBuf::from("/usr/sbin/nats-server"), "install it: apt-get install nats-server"),
+            Self::Kafka | Self::KafkaFlush => {
+                let target = own()?.parent().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
+                (
+                    target.join("kafka").join(kafka::JAR),
+                    "fetch it: sh deploy/tools/kafka.sh (needs Java and Maven)",
+                )
+            }
         };
         if program.is_file() {
             return Ok(program);
@@ -148,7 +162,12 @@ impl Peer {
             }
             Self::RedisAlways => (Ready::Redis(redis::arguments(&mut command, folder, "always")?), None),
             Self::RedisEverysec => (Ready::Redis(redis::arguments(&mut command, folder, "everysec")?), None),
-            Self::Nats => (Ready::Nats(nats::arguments(&mut command, folder)?), None),
+            Self::Nats => (Ready::Answers(nats::arguments(&mut command, folder)?, nats::answers), None),
+            Self::Kafka | Self::KafkaFlush => {
+                let address;
+                (command, address) = kafka::launch(program, folder, self == Self::KafkaFlush)?;
+                (Ready::Answers(address, kafka::answers), None)
+            }
         };
         Ok(Launch { command, ready, config })
     }
@@ -163,6 +182,7 @@ impl Peer {
             Self::Strawman => Box::new(strawman::Session::open(run)?),
             Self::RedisAlways | Self::RedisEverysec => Box::new(redis::Session::open(run)?),
             Self::Nats => Box::new(nats::Session::open(run)?),
+            Self::Kafka | Self::KafkaFlush => Box::new(kafka::Session::open(run)?),
         })
     }
 }
