@@ -34,7 +34,7 @@ use corelog_core::recovery::Report;
 use corelog_core::shard::{Input, RequestId, Shard, ShardConfig};
 use corelog_wire::message::Answer;
 use extents::Extents;
-use journal::Journal;
+use journal::{Flushes, Journal};
 use meters::Meters;
 use segments::Segments;
 use std::cell::RefCell;
@@ -127,7 +127,8 @@ impl ShardDisk {
             tail.push(at, Rc::new(bytes));
         }
         let path = folders.shard.join(recover::JOURNAL_NAME);
-        let journal = Journal::open(&path, ring, config.ring_bytes, opened.shard.packer())?;
+        let journal =
+            Journal::open(&path, Flushes::for_this_thread(), ring, config.ring_bytes, opened.shard.packer())?;
         let pool = Pool::new(IDLE_PIECES_BYTES_MAX);
         let segments = Rc::new(Segments::new(folders.topics.clone()));
         let inner = Inner {

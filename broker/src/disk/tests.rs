@@ -5,7 +5,7 @@ use super::arena::{Arena, Frozen};
 use super::buffer::{Pool, copied};
 use super::extents::Extents;
 use super::file::{File, probe, read_whole};
-use super::journal::Journal;
+use super::journal::{Flushes, Journal};
 use super::meters::Meters;
 use super::segments::Segments;
 use crate::net::PayloadSlice;
@@ -255,7 +255,9 @@ fn after_one_failure_nothing_is_written_to_a_journal_any_more() {
         // Sparse, so that the file system has no room for all of it.
         let (path, ring) = (folder.join("journal"), 64 * MIB as u64);
         std::fs::File::create(&path).unwrap().set_len(ring + 8_192).unwrap();
-        let journal = Journal::open(&path, context.ring, ring, Packer::new(Session(1), 0)).unwrap();
+        let journal =
+            Journal::open(&path, Flushes::AfterWrites, context.ring, ring, Packer::new(Session(1), 0))
+                .unwrap();
         let meters = Meters::new();
         let write = |at: u64| journal.write(Position::new(at), packed(&[9; 4_096]), &meters);
         write(0).await.unwrap();
@@ -275,7 +277,9 @@ fn a_commit_around_the_end_of_the_ring_lies_in_both_places() {
     run(folder.path(), |context, folder| async move {
         let (path, ring) = (folder.join("journal"), 64 << 10);
         std::fs::write(&path, vec![0; (64 << 10) + 8_192]).unwrap();
-        let journal = Journal::open(&path, context.ring, ring, Packer::new(Session(1), 0)).unwrap();
+        let journal =
+            Journal::open(&path, Flushes::WithWrites, context.ring, ring, Packer::new(Session(1), 0))
+                .unwrap();
         let bytes: Vec<u8> = (0..12_288_u32).map(|i| u8::try_from(i / 4_096 + 1).unwrap()).collect();
         journal.write(Position::new(3 * ring - 4_096), packed(&bytes), &Meters::new()).await.unwrap();
         let file = std::fs::read(&path).unwrap();
@@ -292,7 +296,9 @@ fn a_write_to_the_journal_is_direct_and_a_flush() {
         let path = folder.join("journal");
         std::fs::write(&path, [0; 4_096]).unwrap();
         let before: Vec<PathBuf> = opened_durable(&path);
-        let journal = Journal::open(&path, context.ring, 4_096, Packer::new(Session(1), 0)).unwrap();
+        let journal =
+            Journal::open(&path, Flushes::for_this_thread(), context.ring, 4_096, Packer::new(Session(1), 0))
+                .unwrap();
         assert_eq!((before.len(), opened_durable(&path).len()), (0, 1));
         drop(journal);
     });

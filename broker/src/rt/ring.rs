@@ -6,16 +6,18 @@
 //! glommio until the ring has completions, and hands them out.
 //!
 //! Invariants: what an operation points at lives until its last completion, whoever gives up meanwhile; nothing is
-//! cancelled but watches; an operation is with the kernel when the call that starts it returns.
+//! cancelled but watches; an operation is with the kernel when the call that starts it returns, unless the kernel is short
+//! of memory.
 #![expect(unsafe_code, reason = "the kernel is given addresses and descriptors as bare numbers")]
 
-use super::tasks;
+use super::{Signal, tasks};
+use futures_lite::future::or;
 use futures_lite::io::AsyncRead;
 use glommio::net::TcpStream;
-use io_uring::types::Fd;
+use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::event::PollFlags;
-use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::io::fcntl_dupfd_cloexec;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
@@ -51,6 +53,8 @@ pub struct Ring(Rc<Inner>);
 struct Inner {
     kernel: RefCell<Kernel>,
     operations: RefCell<Operations>,
+    /// The kernel left something in the queue.
+    left: Signal,
 }
 
 struct Kernel(IoUring);
@@ -70,23 +74,23 @@ struct Operations {
 
 #[derive(Clone)]
 enum Operation {
-    Write(Rc<Writing>),
+    Once(Rc<Once>),
     Watch(Rc<Watched>),
 }
 
 impl std::fmt::Debug for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Write(_) => "Write",
+            Self::Once(_) => "Once",
             Self::Watch(_) => "Watch",
         })
     }
 }
 
-/// A write under way.
-struct Writing {
+/// An operation with one completion, and what it needs until then.
+struct Once {
     _file: Rc<OwnedFd>,
-    _bytes: Rc<dyn Stable>,
+    _bytes: Option<Rc<dyn Stable>>,
     result: Cell<Option<i32>>,
     waiter: Cell<Option<Waker>>,
 }
@@ -141,8 +145,8 @@ impl Ring {
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => builder().build(ENTRIES)?,
             made => made?,
         };
-        let ring =
-            Self(Rc::new(Inner { kernel: RefCell::new(Kernel(kernel)), operations: RefCell::default() }));
+        let kernel = RefCell::new(Kernel(kernel));
+        let ring = Self(Rc::new(Inner { kernel, operations: RefCell::default(), left: Signal::default() }));
         tasks::spawn(ring.clone().drive());
         Ok(ring)
     }
@@ -156,22 +160,18 @@ impl Ring {
         let memory = bytes.bytes();
         let length = u32::try_from(memory.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let entry = opcode::Write::new(Fd(file.as_raw_fd()), memory.as_ptr(), length).offset(at).build();
-        let writing = Rc::new(Writing {
-            _file: Rc::clone(file),
-            _bytes: bytes,
-            result: Cell::new(None),
-            waiter: Cell::default(),
-        });
-        // SAFETY: the operation owns the file and the memory that the entry names.
-        unsafe { self.0.begin(entry, Operation::Write(Rc::clone(&writing))) }?;
-        poll_fn(|cx| {
-            if let Some(result) = writing.result.get() {
-                return Poll::Ready(counted(result));
-            }
-            writing.waiter.set(Some(cx.waker().clone()));
-            Poll::Pending
-        })
-        .await
+        // SAFETY: the operation gets the file and the memory that the entry names.
+        unsafe { self.0.once(entry, file, Some(bytes)) }?.await
+    }
+
+    /// Makes durable what was written to a file's blocks: `fdatasync`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub async fn flush(&self, file: &Rc<OwnedFd>) -> io::Result<()> {
+        let entry = opcode::Fsync::new(Fd(file.as_raw_fd())).flags(FsyncFlags::DATASYNC).build();
+        // SAFETY: the operation gets the file that the entry names.
+        unsafe { self.0.once(entry, file, None) }?.await.map(drop)
     }
 
     /// Watches a descriptor that can be polled.
@@ -202,7 +202,7 @@ impl Ring {
                 self.0.complete(name, result, more);
             }
             match self.0.duplicate() {
-                Ok(descriptor) if !behind => readable(descriptor).await,
+                Ok(descriptor) if !behind => or(readable(descriptor), self.0.left.wait()).await,
                 _ => tasks::sleep(PAUSE).await,
             }
         }
@@ -210,29 +210,28 @@ impl Ring {
 }
 
 impl Kernel {
-    /// Hands an operation to the kernel.
+    /// Hands an operation to the kernel; false if it is still in the queue.
+    ///
+    /// # Errors
+    /// It is not even there.
     ///
     /// # Safety
     /// What the entry names must live until its last completion.
-    unsafe fn submit(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+    unsafe fn submit(&mut self, entry: &squeue::Entry) -> io::Result<bool> {
         // SAFETY: see above.
         if unsafe { self.0.submission().push(entry) }.is_err() {
-            self.enter()?;
+            self.enter();
             // SAFETY: see above.
             unsafe { self.0.submission().push(entry) }.map_err(|_| io::ErrorKind::ResourceBusy)?;
         }
-        self.enter()
+        Ok(self.enter())
     }
 
-    /// Hands over what is queued. What the kernel has no memory for at this moment stays in the queue, for the driver.
-    fn enter(&self) -> io::Result<()> {
-        match self.0.submit() {
-            Ok(_) => Ok(()),
-            Err(error) => match Errno::from_io_error(&error) {
-                Some(Errno::INTR | Errno::AGAIN | Errno::BUSY) => Ok(()),
-                _ => Err(error),
-            },
-        }
+    /// Hands over what is queued; false if the kernel has no memory for all of it at this moment.
+    fn enter(&mut self) -> bool {
+        // Whatever it says: what is still in the queue was not taken, what is not has a completion.
+        let _said = self.0.submit();
+        self.0.submission().is_empty()
     }
 
     /// Whether something is still queued, or completions found no room and lie in the kernel. Moves both along.
@@ -241,8 +240,7 @@ impl Kernel {
         let behind = !queue.is_empty() || queue.cq_overflow();
         drop(queue);
         if behind {
-            // What stands in the way stands in the way of the next operation too, which says so.
-            let _said_again = self.enter();
+            self.enter();
         }
         behind
     }
@@ -264,8 +262,47 @@ impl Inner {
     unsafe fn begin(&self, entry: squeue::Entry, operation: Operation) -> io::Result<usize> {
         let place = self.operations.borrow_mut().add(operation);
         // SAFETY: the operation stays in its place until its last completion was taken.
-        unsafe { self.kernel.borrow_mut().submit(&entry.user_data(place as u64)) }?;
-        Ok(place)
+        let begun = unsafe { self.submit(&entry.user_data(place as u64)) };
+        if begun.is_err() {
+            self.operations.borrow_mut().remove(place);
+        }
+        begun.map(|()| place)
+    }
+
+    /// Puts an operation into the queue at least.
+    ///
+    /// # Safety
+    /// What the entry names must live until its last completion.
+    unsafe fn submit(&self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: see above.
+        let taken = unsafe { self.kernel.borrow_mut().submit(entry) }?;
+        if !taken {
+            self.left.notify();
+        }
+        Ok(())
+    }
+
+    /// Starts an operation that has one completion; its result.
+    ///
+    /// # Safety
+    /// The entry must name no other descriptor than `file`'s and no other memory than `bytes`.
+    unsafe fn once(
+        &self,
+        entry: squeue::Entry,
+        file: &Rc<OwnedFd>,
+        bytes: Option<Rc<dyn Stable>>,
+    ) -> io::Result<impl Future<Output = io::Result<usize>> + use<>> {
+        let (result, waiter) = (Cell::new(None), Cell::default());
+        let once = Rc::new(Once { _file: Rc::clone(file), _bytes: bytes, result, waiter });
+        // SAFETY: the operation owns both.
+        unsafe { self.begin(entry, Operation::Once(Rc::clone(&once))) }?;
+        Ok(poll_fn(move |cx| {
+            if let Some(result) = once.result.get() {
+                return Poll::Ready(counted(result));
+            }
+            once.waiter.set(Some(cx.waker().clone()));
+            Poll::Pending
+        }))
     }
 
     fn take(&self, completions: &mut Vec<(u64, i32, bool)>) {
@@ -280,9 +317,9 @@ impl Inner {
         let Ok(place) = usize::try_from(name) else { return };
         let Some(operation) = self.operations.borrow().get(place) else { return };
         let over = match &operation {
-            Operation::Write(writing) => {
-                writing.result.set(Some(result));
-                wake(&writing.waiter);
+            Operation::Once(once) => {
+                once.result.set(Some(result));
+                wake(&once.waiter);
                 true
             }
             Operation::Watch(watched) => {
@@ -303,7 +340,7 @@ impl Inner {
         }
         let entry = watched.entry().user_data(place as u64);
         // SAFETY: the operation in that place owns the descriptor.
-        match unsafe { self.kernel.borrow_mut().submit(&entry) } {
+        match unsafe { self.submit(&entry) } {
             Ok(()) => true,
             Err(error) => {
                 watched.happened(-error.raw_os_error().unwrap_or(1));
@@ -316,7 +353,7 @@ impl Inner {
     fn end_watch(&self, place: usize) {
         let entry = opcode::PollRemove::new(place as u64).build().user_data(NOBODY);
         // SAFETY: the entry names no memory. If the kernel refuses, the watch ends with the descriptor's peer.
-        let _ended = unsafe { self.kernel.borrow_mut().submit(&entry) };
+        let _ended = unsafe { self.submit(&entry) };
     }
 }
 
@@ -448,7 +485,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The kernel ends what is under way after the ring is closed, at a time of its own. Only writes name memory.
         for operation in self.operations.take().places.into_iter().flatten() {
-            if matches!(operation, Operation::Write(_)) {
+            if matches!(operation, Operation::Once(_)) {
                 std::mem::forget(operation);
             }
         }
