@@ -171,7 +171,9 @@ async fn produce(address: &str, seed: u64, history: &Path, progress: &Progress) 
         for _ in 0..GROUP {
             let partition = u32::try_from(number % u64::from(PARTITIONS)).unwrap();
             let mut value = format!("{number} ").into_bytes();
-            value.resize(value.len() + usize::try_from(random.below(4_000)).unwrap(), b'.');
+            // Mostly small: what a long run sends has to fit into the disk budget of `dev`.
+            let padding_max = if random.below(8) == 0 { 4_000 } else { 300 };
+            value.resize(value.len() + usize::try_from(random.below(padding_max)).unwrap(), b'.');
             let ticket = producer.enqueue(Record::new(value).partition(partition)).await.unwrap();
             waiting.push_back((number, ticket));
             number += 1;
