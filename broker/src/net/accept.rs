@@ -6,23 +6,18 @@
 use super::Inner;
 use super::config::{ACCEPT_PAUSE_MAX, ACCEPT_PAUSE_MIN};
 use super::socket::accept;
-use crate::rt;
+use crate::rt::{self, Watch};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 impl Inner {
     pub(super) async fn accept_forever(self: Rc<Self>, listener: Rc<OwnedFd>) {
         let mut pause = ACCEPT_PAUSE_MIN;
-        let watch = match self.ring.watch(Rc::clone(&listener)) {
-            Ok(watch) => watch,
-            Err(error) => return tracing::error!(%error, "the listening socket cannot be watched"),
-        };
+        let mut watch = None;
         while !self.draining.get() {
             let accepted = match accept(&listener) {
-                Ok(None) => {
-                    watch.was_emptied();
-                    watch.readable().await
-                }
+                Ok(None) => self.acceptable(&listener, &mut watch).await,
                 Ok(Some(descriptor)) => {
                     self.metrics.accepted.add(1);
                     self.admit(descriptor, None);
@@ -38,5 +33,16 @@ impl Inner {
                 pause = (2 * pause).min(ACCEPT_PAUSE_MAX);
             }
         }
+    }
+
+    /// Waits until there may be a connection to accept, or the socket is shut down.
+    async fn acceptable(&self, listener: &Rc<OwnedFd>, watch: &mut Option<Watch>) -> io::Result<()> {
+        if let Some(watch) = watch {
+            watch.was_emptied();
+            return watch.readable().await;
+        }
+        // It begins as one that is worth a try, so nothing that came meanwhile is missed.
+        *watch = Some(self.ring.watch(Rc::clone(listener))?);
+        Ok(())
     }
 }

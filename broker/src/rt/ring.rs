@@ -17,8 +17,9 @@ use glommio::net::TcpStream;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::event::PollFlags;
-use rustix::io::fcntl_dupfd_cloexec;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -65,11 +66,12 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-/// What the kernel has, by the number that it gives back.
+/// What the kernel has, by the name that it gives back. A name is never used again: one that comes late, or that is to be
+/// cancelled and is over, means nobody else.
 #[derive(Debug, Default)]
 struct Operations {
-    places: Vec<Option<Operation>>,
-    free: Vec<usize>,
+    under_way: BTreeMap<u64, Operation>,
+    next_name: u64,
 }
 
 #[derive(Clone)]
@@ -99,7 +101,7 @@ struct Once {
 #[derive(Debug)]
 pub struct Watch {
     ring: Weak<Inner>,
-    place: usize,
+    name: u64,
     watched: Rc<Watched>,
 }
 
@@ -188,8 +190,8 @@ impl Ring {
         });
         let entry = watched.entry();
         // SAFETY: the operation owns the descriptor that the entry names.
-        let place = unsafe { self.0.begin(entry, Operation::Watch(Rc::clone(&watched))) }?;
-        Ok(Watch { ring: Rc::downgrade(&self.0), place, watched })
+        let name = unsafe { self.0.begin(entry, Operation::Watch(Rc::clone(&watched))) }?;
+        Ok(Watch { ring: Rc::downgrade(&self.0), name, watched })
     }
 
     /// Hands out what is complete, for ever.
@@ -255,18 +257,18 @@ impl Inner {
         Ok(fcntl_dupfd_cloexec(descriptor, 0)?)
     }
 
-    /// Starts an operation; its place.
+    /// Starts an operation; its name.
     ///
     /// # Safety
     /// `operation` must own what the entry names.
-    unsafe fn begin(&self, entry: squeue::Entry, operation: Operation) -> io::Result<usize> {
-        let place = self.operations.borrow_mut().add(operation);
-        // SAFETY: the operation stays in its place until its last completion was taken.
-        let begun = unsafe { self.submit(&entry.user_data(place as u64)) };
+    unsafe fn begin(&self, entry: squeue::Entry, operation: Operation) -> io::Result<u64> {
+        let name = self.operations.borrow_mut().add(operation);
+        // SAFETY: the operation is kept until its last completion was taken.
+        let begun = unsafe { self.submit(&entry.user_data(name)) };
         if begun.is_err() {
-            self.operations.borrow_mut().remove(place);
+            self.operations.borrow_mut().under_way.remove(&name);
         }
-        begun.map(|()| place)
+        begun.map(|()| name)
     }
 
     /// Puts an operation into the queue at least.
@@ -314,8 +316,7 @@ impl Inner {
 
     /// One completion of an operation; the last one unless there are `more`.
     fn complete(&self, name: u64, result: i32, more: bool) {
-        let Ok(place) = usize::try_from(name) else { return };
-        let Some(operation) = self.operations.borrow().get(place) else { return };
+        let Some(operation) = self.operations.borrow().under_way.get(&name).cloned() else { return };
         let over = match &operation {
             Operation::Once(once) => {
                 once.result.set(Some(result));
@@ -325,55 +326,45 @@ impl Inner {
             Operation::Watch(watched) => {
                 watched.happened(result);
                 // The kernel gives a watch up when it has no room for its completions.
-                !more && !self.watch_again(place, watched, result)
+                !more && !self.watch_again(name, watched, result)
             }
         };
         if over {
-            self.operations.borrow_mut().remove(place);
+            self.operations.borrow_mut().under_way.remove(&name);
         }
     }
 
     /// Arms a watch again; false if that is of no use.
-    fn watch_again(&self, place: usize, watched: &Watched, result: i32) -> bool {
+    fn watch_again(&self, name: u64, watched: &Watched, result: i32) -> bool {
         if watched.over.get() || result < 0 {
             return false;
         }
-        let entry = watched.entry().user_data(place as u64);
-        // SAFETY: the operation in that place owns the descriptor.
-        match unsafe { self.submit(&entry) } {
-            Ok(()) => true,
-            Err(error) => {
-                watched.happened(-error.raw_os_error().unwrap_or(1));
-                false
-            }
+        let entry = watched.entry().user_data(name);
+        // SAFETY: the operation of that name owns the descriptor.
+        let armed = unsafe { self.submit(&entry) }.is_ok();
+        if !armed {
+            watched.happened(-Errno::BUSY.raw_os_error());
         }
+        armed
     }
 
-    /// Ends a watch. Its descriptor goes with the last completion.
-    fn end_watch(&self, place: usize) {
-        let entry = opcode::PollRemove::new(place as u64).build().user_data(NOBODY);
-        // SAFETY: the entry names no memory. If the kernel refuses, the watch ends with the descriptor's peer.
+    /// Ends a watch, if it is not over. Its descriptor goes with the last completion.
+    fn end_watch(&self, name: u64) {
+        if !self.operations.borrow().under_way.contains_key(&name) {
+            return;
+        }
+        let entry = opcode::PollRemove::new(name).build().user_data(NOBODY);
+        // SAFETY: the entry names no memory. If there is no room for it, the watch ends with the descriptor's peer.
         let _ended = unsafe { self.submit(&entry) };
     }
 }
 
 impl Operations {
-    fn add(&mut self, operation: Operation) -> usize {
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
-            self.places.len() - 1
-        });
-        self.places[place] = Some(operation);
-        place
-    }
-
-    fn get(&self, place: usize) -> Option<Operation> {
-        self.places.get(place)?.clone()
-    }
-
-    fn remove(&mut self, place: usize) {
-        self.places[place] = None;
-        self.free.push(place);
+    fn add(&mut self, operation: Operation) -> u64 {
+        let name = self.next_name;
+        self.next_name += 1;
+        self.under_way.insert(name, operation);
+        name
     }
 }
 
@@ -476,7 +467,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.watched.over.set(true);
         if let Some(ring) = self.ring.upgrade() {
-            ring.end_watch(self.place);
+            ring.end_watch(self.name);
         }
     }
 }
@@ -484,7 +475,7 @@ impl Drop for Watch {
 impl Drop for Inner {
     fn drop(&mut self) {
         // The kernel ends what is under way after the ring is closed, at a time of its own. Only writes name memory.
-        for operation in self.operations.take().places.into_iter().flatten() {
+        for operation in self.operations.take().under_way.into_values() {
             if matches!(operation, Operation::Once(_)) {
                 std::mem::forget(operation);
             }
