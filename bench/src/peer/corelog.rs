@@ -23,13 +23,13 @@ use corelog_wire::message::{
 };
 use corelog_wire::records::Records;
 
+use super::turns::{self, Turns};
 use super::{Run, library};
 use crate::args::Driver;
 use crate::check::{Checker, Ledger};
-use crate::engine::{self, Answered, Outgoing, Protocol};
+use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
-use crate::measure::nanoseconds;
-use crate::payload::{Mark, Template};
+use crate::payload::Template;
 use crate::tally::{Outcome, Plan, Window};
 use crate::workload::Acks;
 
@@ -262,8 +262,7 @@ impl super::Session for Session<'_> {
         for number in 0..plan.load.connections() {
             connections.push(Producer::open(address, number, self.shape)?);
         }
-        let (outcome, producers) = engine::drive(connections, plan, window)?;
-        Ok((outcome, producers.into_iter().map(|producer| producer.ledger).collect()))
+        turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {
@@ -308,9 +307,8 @@ pub struct Shape<'a> {
 #[derive(Debug)]
 pub struct Producer<'a> {
     shape: Shape<'a>,
-    number: u32,
+    turns: Turns,
     id: Option<(ProducerId, ProducerEpoch)>,
-    partition_next: u32,
     /// Correlation of the first request.
     correlation_first: u64,
     correlation_next: u64,
@@ -319,7 +317,6 @@ pub struct Producer<'a> {
     /// Partition and sequence of what waits for an answer, from `waiting_first` on.
     waiting: VecDeque<Option<(u32, u64)>>,
     waiting_first: u64,
-    ledger: Ledger,
 }
 
 impl<'a> Producer<'a> {
@@ -354,15 +351,13 @@ impl<'a> Producer<'a> {
             .collect();
         let producer = Self {
             shape,
-            number,
+            turns: Turns::new(shape.run, number, shape.partitions, shape.template.records()),
             id,
-            partition_next: number % shape.partitions,
             correlation_first: connection.correlation,
             correlation_next: connection.correlation,
             headers,
             waiting: VecDeque::new(),
             waiting_first: 0,
-            ledger: Ledger::new(shape.template.records()),
         };
         Ok((connection.stream, producer))
     }
@@ -391,7 +386,7 @@ impl<'a> Producer<'a> {
         if row.error != ErrorCode::None {
             return Ok(Some(format!("{}: {}", row.error.name(), row.message)));
         }
-        self.ledger.acknowledged(partition, sequence, row.base_offset.get());
+        self.turns.ledger.acknowledged(partition, sequence, row.base_offset.get());
         Ok(None)
     }
 }
@@ -399,9 +394,8 @@ impl<'a> Producer<'a> {
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
         let shape = &self.shape;
-        let partition = self.partition_next;
-        self.partition_next = (partition + 1) % shape.partitions;
-        let sequence = self.ledger.sent(partition);
+        let mark = self.turns.next(intended);
+        let (partition, sequence) = (mark.partition, mark.sequence);
         self.waiting.push_back(Some((partition, sequence)));
         let mut fields = BatchFields::plain(shape.template.records(), shape.timestamp_ms);
         if let Some((id, epoch)) = self.id {
@@ -411,13 +405,6 @@ impl Protocol for Producer<'_> {
             let base = u32::try_from(sequence % (1 << 31)).unwrap_or_default();
             fields.base_sequence = Sequence::new(base.cast_signed());
         }
-        let mark = Mark {
-            run: shape.run,
-            producer: self.number,
-            partition,
-            sequence,
-            intended_ns: nanoseconds(intended),
-        };
         shape.template.fill(&mut out.payload, mark, &fields, TopicPartition::new(shape.topic, partition));
         let header = &self.headers[partition as usize];
         let correlation = CorrelationId::new(self.correlation_next);

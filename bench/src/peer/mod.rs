@@ -10,6 +10,7 @@ pub mod library;
 pub mod nats;
 pub mod redis;
 pub mod strawman;
+mod turns;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -202,6 +203,14 @@ pub struct Run<'a> {
     pub template: &'a Template,
     /// What sends the load.
     pub driver: Driver,
+}
+
+impl Run<'_> {
+    /// A producer's way round the workload's partitions.
+    fn turns(&self, producer: u32) -> turns::Turns {
+        let Workload { topic, records, .. } = self.workload;
+        turns::Turns::new(self.number, producer, topic.partitions, records.per_request)
+    }
 }
 
 /// One run's use of a peer.

@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::turns::{self, Turns};
 use super::{Run, free_port};
 use crate::check::{Checker, Ledger};
-use crate::engine::{self, Answered, Outgoing, Protocol};
+use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
-use crate::measure::nanoseconds;
-use crate::payload::{MARK_BYTES, Mark};
+use crate::payload::MARK_BYTES;
 use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
 
@@ -122,8 +122,7 @@ impl super::Session for Session<'_> {
             // Nothing follows the PONG that the buffer could hold.
             connections.push((connection.stream.into_inner(), Producer::new(self, number)));
         }
-        let (outcome, producers) = engine::drive(connections, plan, window)?;
-        Ok((outcome, producers.into_iter().map(|producer| producer.ledger).collect()))
+        turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {
@@ -165,12 +164,11 @@ impl super::Session for Session<'_> {
 struct Producer<'a> {
     session: &'a Session<'a>,
     number: u32,
-    partition_next: u32,
+    turns: Turns,
     request_next: u64,
     /// Requests that wait, from `first` on.
     waiting: VecDeque<Waiting>,
     first: u64,
-    ledger: Ledger,
 }
 
 /// A request that waits for its records' answers.
@@ -189,11 +187,10 @@ impl<'a> Producer<'a> {
         Self {
             session,
             number,
-            partition_next: number % session.run.workload.topic.partitions,
+            turns: session.run.turns(number),
             request_next: 0,
             waiting: VecDeque::new(),
             first: 0,
-            ledger: Ledger::new(session.run.workload.records.per_request),
         }
     }
 
@@ -217,9 +214,13 @@ impl<'a> Producer<'a> {
         let refused = waiting.refused.take();
         // Messages of other connections may lie between those of a request: only the first one's place is known.
         if refused.is_none() && per_request == 1 {
-            self.ledger.acknowledged(waiting.partition, waiting.sequence, waiting.lowest.saturating_sub(1));
+            self.turns.ledger.acknowledged(
+                waiting.partition,
+                waiting.sequence,
+                waiting.lowest.saturating_sub(1),
+            );
         } else if refused.is_none() {
-            self.ledger.acknowledged_somewhere(waiting.partition, waiting.sequence);
+            self.turns.ledger.acknowledged_somewhere(waiting.partition, waiting.sequence);
         }
         while self.waiting.front().is_some_and(|first| first.answers == per_request) {
             self.waiting.pop_front();
@@ -233,9 +234,8 @@ impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
         let run = &self.session.run;
         let records = &run.workload.records;
-        let partition = self.partition_next;
-        self.partition_next = (partition + 1) % run.workload.topic.partitions;
-        let sequence = self.ledger.sent(partition);
+        let mut mark = self.turns.next(intended);
+        let (partition, sequence) = (mark.partition, mark.sequence);
         let waiting = Waiting { partition, sequence, answers: 0, lowest: u64::MAX, refused: None };
         self.waiting.push_back(waiting);
         let head = format!(
@@ -255,8 +255,6 @@ impl Protocol for Producer<'_> {
                 out.payload.extend_from_slice(b"\r\n");
             }
         }
-        let intended_ns = nanoseconds(intended);
-        let mut mark = Mark { run: run.number, producer: self.number, partition, sequence, intended_ns };
         for message in out.payload.chunks_mut(each) {
             message[..head_bytes].copy_from_slice(head.as_bytes());
             message[head_bytes..head_bytes + MARK_BYTES].copy_from_slice(&mark.encode());

@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+use super::turns::{self, Turns};
 use super::{Run, free_port};
 use crate::check::{Checker, Ledger};
-use crate::engine::{self, Answered, Outgoing, Protocol};
+use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
-use crate::measure::nanoseconds;
 use crate::payload::{MARK_BYTES, Mark};
 use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
@@ -90,8 +90,7 @@ impl super::Session for Session<'_> {
                 .doing(|| format!("connecting to {}", self.run.address))?;
             connections.push((stream, Producer::new(self, number)));
         }
-        let (outcome, producers) = engine::drive(connections, plan, window)?;
-        Ok((outcome, producers.into_iter().map(|producer| producer.ledger).collect()))
+        turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {
@@ -191,8 +190,7 @@ impl Requests {
 #[derive(Debug)]
 struct Producer<'a> {
     session: &'a Session<'a>,
-    number: u32,
-    partition_next: u32,
+    turns: Turns,
     /// Partition and sequence of what waits for an answer, in order.
     waiting: VecDeque<(u32, u64)>,
     /// Number of the first that waits.
@@ -200,20 +198,17 @@ struct Producer<'a> {
     /// Answers of its records, and the first refusal among them.
     answers: u32,
     refused: Option<String>,
-    ledger: Ledger,
 }
 
 impl<'a> Producer<'a> {
     fn new(session: &'a Session<'a>, number: u32) -> Self {
         Self {
             session,
-            number,
-            partition_next: number % session.run.workload.topic.partitions,
+            turns: session.run.turns(number),
             waiting: VecDeque::new(),
             first: 0,
             answers: 0,
             refused: None,
-            ledger: Ledger::new(session.run.workload.records.per_request),
         }
     }
 
@@ -235,7 +230,7 @@ impl<'a> Producer<'a> {
         self.first += 1;
         let refused = self.refused.take();
         if refused.is_none() {
-            self.ledger.acknowledged_somewhere(partition, sequence);
+            self.turns.ledger.acknowledged_somewhere(partition, sequence);
         }
         Ok(Some(Answered { request, refused }))
     }
@@ -243,13 +238,8 @@ impl<'a> Producer<'a> {
 
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
-        let run = &self.session.run;
-        let partition = self.partition_next;
-        self.partition_next = (partition + 1) % run.workload.topic.partitions;
-        let sequence = self.ledger.sent(partition);
-        self.waiting.push_back((partition, sequence));
-        let intended_ns = nanoseconds(intended);
-        let mark = Mark { run: run.number, producer: self.number, partition, sequence, intended_ns };
+        let mark = self.turns.next(intended);
+        self.waiting.push_back((mark.partition, mark.sequence));
         self.session.requests.fill(&mut out.payload, mark);
         out.head.clear();
     }

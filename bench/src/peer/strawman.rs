@@ -18,12 +18,11 @@ use corelog_wire::ids::CorrelationId;
 use corelog_wire::records::Records;
 
 use super::Run;
+use super::turns::{self, Turns};
 use crate::check::{Checker, Ledger};
-use crate::engine::{self, Answered, Outgoing, Protocol};
+use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
 use crate::limits::BLOCK_BYTES;
-use crate::measure::nanoseconds;
-use crate::payload::Mark;
 use crate::strawman::{LOG_NAME, Lap, PAYLOAD_BYTES_MAX, place};
 use crate::tally::{Outcome, Plan, Window};
 
@@ -83,8 +82,7 @@ impl super::Session for Session<'_> {
                 .doing(|| format!("connecting to {}", self.run.address))?;
             connections.push((stream, Producer::new(self.run, number)));
         }
-        let (outcome, producers) = engine::drive(connections, plan, window)?;
-        Ok((outcome, producers.into_iter().map(|producer| producer.ledger).collect()))
+        turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {
@@ -141,23 +139,21 @@ fn batch(region: &Bytes, at: usize) -> Option<(usize, Vec<Option<Bytes>>)> {
 #[derive(Debug)]
 struct Producer<'a> {
     run: Run<'a>,
-    number: u32,
+    turns: Turns,
     correlation_next: u64,
     /// Sequences of what waits for an answer, from `waiting_first` on.
     waiting: VecDeque<Option<u64>>,
     waiting_first: u64,
-    ledger: Ledger,
 }
 
 impl<'a> Producer<'a> {
     fn new(run: Run<'a>, number: u32) -> Self {
         Self {
             run,
-            number,
+            turns: Turns::new(run.number, number, 1, run.template.records()),
             correlation_next: 0,
             waiting: VecDeque::new(),
             waiting_first: 0,
-            ledger: Ledger::new(run.template.records()),
         }
     }
 
@@ -171,22 +167,15 @@ impl<'a> Producer<'a> {
             self.waiting.pop_front();
             self.waiting_first += 1;
         }
-        self.ledger.acknowledged_somewhere(0, sequence);
+        self.turns.ledger.acknowledged_somewhere(0, sequence);
         Ok(())
     }
 }
 
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
-        let sequence = self.ledger.sent(0);
-        self.waiting.push_back(Some(sequence));
-        let mark = Mark {
-            run: self.run.number,
-            producer: self.number,
-            partition: 0,
-            sequence,
-            intended_ns: nanoseconds(intended),
-        };
+        let mark = self.turns.next(intended);
+        self.waiting.push_back(Some(mark.sequence));
         let fields = BatchFields::plain(self.run.template.records(), 0);
         self.run.template.fill(&mut out.payload, mark, &fields, place());
         let payload_bytes = u32::try_from(out.payload.len()).unwrap_or(u32::MAX);

@@ -14,12 +14,12 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use self::wire::{Api, CRC_AT, CRC_FROM, Reader, Writer};
+use super::turns::{self, Turns};
 use super::{Run, free_port};
 use crate::check::{Checker, Ledger};
-use crate::engine::{self, Answered, Outgoing, Protocol};
+use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
-use crate::measure::nanoseconds;
-use crate::payload::{MARK_BYTES, Mark};
+use crate::payload::MARK_BYTES;
 use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
 
@@ -195,8 +195,7 @@ impl super::Session for Session<'_> {
             stream.set_read_timeout(None).doing(|| "setting a read timeout".to_owned())?;
             connections.push((stream, Producer::new(self, number)));
         }
-        let (outcome, producers) = engine::drive(connections, plan, window)?;
-        Ok((outcome, producers.into_iter().map(|producer| producer.ledger).collect()))
+        turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {
@@ -254,40 +253,28 @@ fn fetched(answer: &[u8]) -> Result<(u64, &[u8])> {
 #[derive(Debug)]
 struct Producer<'a> {
     session: &'a Session<'a>,
-    number: u32,
-    partition_next: u32,
+    turns: Turns,
     /// Partition and sequence of what waits for an answer, in order.
     waiting: VecDeque<(u32, u64)>,
     /// Number of the first that waits.
     first: u64,
-    ledger: Ledger,
 }
 
 impl<'a> Producer<'a> {
     fn new(session: &'a Session<'a>, number: u32) -> Self {
-        Self {
-            session,
-            number,
-            partition_next: number % session.run.workload.topic.partitions,
-            waiting: VecDeque::new(),
-            first: 0,
-            ledger: Ledger::new(session.run.workload.records.per_request),
-        }
+        Self { session, turns: session.run.turns(number), waiting: VecDeque::new(), first: 0 }
     }
 }
 
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
-        let Session { run, topic, batch, marks } = self.session;
-        let partition = self.partition_next;
-        self.partition_next = (partition + 1) % run.workload.topic.partitions;
-        let sequence = self.ledger.sent(partition);
-        self.waiting.push_back((partition, sequence));
+        let Session { topic, batch, marks, .. } = self.session;
+        let mut mark = self.turns.next(intended);
+        let partition = mark.partition;
+        self.waiting.push_back((partition, mark.sequence));
         if out.payload.is_empty() {
             out.payload.extend_from_slice(batch);
         }
-        let intended_ns = nanoseconds(intended);
-        let mut mark = Mark { run: run.number, producer: self.number, partition, sequence, intended_ns };
         for &at in marks {
             out.payload[at..at + MARK_BYTES].copy_from_slice(&mark.encode());
             mark.sequence += 1;
@@ -305,7 +292,7 @@ impl Protocol for Producer<'_> {
             };
             let refused = match produced(answer.get(4..).unwrap_or_default())? {
                 Ok(base) => {
-                    self.ledger.acknowledged(partition, sequence, base);
+                    self.turns.ledger.acknowledged(partition, sequence, base);
                     None
                 }
                 Err(code) => Some(format!("error {code}")),
