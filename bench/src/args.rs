@@ -21,7 +21,11 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run workloads, interleaved, and print a table.
-    Run(RunArguments),
+    Run(Box<RunArguments>),
+    /// Run all workloads of a folder, interleaved, and print a table.
+    Suite(Box<SuiteArguments>),
+    /// Search the highest rate of an open loop that keeps its 99th percentile and lets no backlog grow.
+    Ramp(Box<RampArguments>),
     /// Measure the device and loopback TCP without a broker.
     Limits(LimitsArguments),
     /// Compare two reports; ends with 1 if the second is worse.
@@ -64,18 +68,9 @@ pub enum Driver {
     Client,
 }
 
-/// Arguments of `run`.
+/// Whom to measure, and with what.
 #[derive(Clone, Debug, Args)]
-pub struct RunArguments {
-    /// Scenario files: see bench/workloads.
-    #[arg(required = true, value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-    /// How often each is run; the workloads take turns.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub repeat: u32,
-    /// How often a repeat that others disturb is tried; the least disturbed try is kept, invalid ones always.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub attempts: u32,
+pub struct SubjectArguments {
     /// Who is measured; several take turns, on the same workloads and with the same checks.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "corelog", conflicts_with = "bootstrap")]
     pub peer: Vec<Peer>,
@@ -94,18 +89,103 @@ pub struct RunArguments {
     /// What sends the load.
     #[arg(long, value_enum, default_value_t)]
     pub driver: Driver,
+}
+
+/// How long and how often.
+#[derive(Clone, Debug, Args)]
+pub struct EffortArguments {
+    /// How often each is run; the workloads take turns.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// How often a repeat that others disturb is tried; the least disturbed try is kept, invalid ones always.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts: u32,
     /// Seconds of warm-up, instead of the workload's.
     #[arg(long, value_name = "SECONDS")]
     pub warm_up: Option<f64>,
     /// Seconds that are measured, instead of the workload's.
     #[arg(long, value_name = "SECONDS")]
     pub measured: Option<f64>,
+}
+
+/// Where the results go, beside the table.
+#[derive(Clone, Debug, Args)]
+pub struct OutputArguments {
     /// Write everything here as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Write a report to look at here.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Write each run's response times here, by second, as interval logs of the `HdrHistogram` format.
+    #[arg(long, value_name = "DIR")]
+    pub hlog: Option<PathBuf>,
+}
+
+/// Arguments of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArguments {
+    /// Scenario files: see bench/workloads.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Kill each broker (SIGKILL) so long after warm-up, start it again and check that what it acknowledged is there.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["bootstrap", "measured"])]
+    pub kill_at: Option<f64>,
+    /// Who.
+    #[command(flatten)]
+    pub subjects: SubjectArguments,
+    /// How long and how often.
+    #[command(flatten)]
+    pub effort: EffortArguments,
+    /// Where results go.
+    #[command(flatten)]
+    pub output: OutputArguments,
+    /// Where.
+    #[command(flatten)]
+    pub place: PlaceArguments,
+}
+
+/// Arguments of `suite`.
+#[derive(Clone, Debug, Args)]
+pub struct SuiteArguments {
+    /// Folder of scenario files, as bench/workloads.
+    #[arg(value_name = "DIR")]
+    pub scenarios: PathBuf,
+    /// Only scenarios whose names begin so; several: any of them.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Who.
+    #[command(flatten)]
+    pub subjects: SubjectArguments,
+    /// How long and how often.
+    #[command(flatten)]
+    pub effort: EffortArguments,
+    /// Where results go.
+    #[command(flatten)]
+    pub output: OutputArguments,
+    /// Where.
+    #[command(flatten)]
+    pub place: PlaceArguments,
+}
+
+/// Arguments of `ramp`.
+#[derive(Clone, Debug, Args)]
+pub struct RampArguments {
+    /// A scenario file with an open loop, whose rate is where the search begins.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The response time, in milliseconds, that 99% of all requests must keep within.
+    #[arg(long, value_name = "MS", default_value_t = 5.0)]
+    pub p99_ms: f64,
+    /// The search ends when the highest rate that holds is known to within this share.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
+    pub within: f64,
+    /// Who.
+    #[command(flatten)]
+    pub subjects: SubjectArguments,
+    /// Where results go.
+    #[command(flatten)]
+    pub output: OutputArguments,
     /// Where.
     #[command(flatten)]
     pub place: PlaceArguments,

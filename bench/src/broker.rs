@@ -62,25 +62,44 @@ impl Broker {
             return Err(Error::Setup(format!("{} is not empty; remove it", data.display())));
         }
         std::fs::create_dir_all(&data).doing(|| format!("making {}", data.display()))?;
+        Self::launch(start, &data).inspect_err(|_| remove(&data))
+    }
+
+    /// Starts it again on what it left, once it has ended.
+    ///
+    /// # Errors
+    /// As [`Broker::start`]; what it left is removed then.
+    pub fn start_again(mut self, start: &Start) -> Result<Self> {
+        self.child.wait().doing(|| "waiting for the broker's end".to_owned())?;
+        let data = std::mem::take(&mut self.data);
+        Self::launch(start, &data).inspect_err(|_| remove(&data))
+    }
+
+    fn launch(start: &Start, data: &Path) -> Result<Self> {
         let log = data.join("broker.log");
-        let file = File::create(&log).doing(|| format!("making {}", log.display()))?;
+        let file = File::options().append(true).create(true).open(&log);
+        let file = file.doing(|| format!("opening {}", log.display()))?;
         let errors = file.try_clone().doing(|| "duplicating a descriptor".to_owned())?;
-        let launch =
-            start.peer.launch(&start.program, &start.arguments, &data).inspect_err(|_| remove(&data))?;
-        let Launch { mut command, ready, config } = launch;
+        let Launch { mut command, ready, config } =
+            start.peer.launch(&start.program, &start.arguments, data)?;
+        if let Ready::File(path) = &ready
+            && path.exists()
+        {
+            std::fs::remove_file(path).doing(|| format!("removing {}", path.display()))?;
+        }
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
         let line = format!("{command:?}").replace('"', "");
         let began = Instant::now();
-        let child = match spawn(command, start) {
-            Ok(child) => child,
-            Err(error) => {
-                remove(&data);
-                return Err(error);
-            }
+        let mut broker = Self {
+            child: spawn(command, start)?,
+            data: PathBuf::new(),
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            command: line,
+            config,
+            start_took: Duration::ZERO,
         };
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut broker = Self { child, data, address, command: line, config, start_took: Duration::ZERO };
         broker.await_ready(&ready, &log, began)?;
+        data.clone_into(&mut broker.data);
         Ok(broker)
     }
 
@@ -146,6 +165,19 @@ impl Broker {
     /// # Errors
     /// [`Error::System`]; [`Error::Peer`] if it had to be killed.
     pub fn stop(mut self) -> Result<()> {
+        self.terminate()
+    }
+
+    /// Ends it as an operator would, and starts it again on what it left.
+    ///
+    /// # Errors
+    /// As [`Broker::stop`] and [`Broker::start_again`].
+    pub fn restart(mut self, start: &Start) -> Result<Self> {
+        self.terminate()?;
+        self.start_again(start)
+    }
+
+    fn terminate(&mut self) -> Result<()> {
         if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
             rustix::process::kill_process(pid, rustix::process::Signal::TERM)
                 .doing(|| "telling the broker to stop".to_owned())?;
@@ -166,7 +198,10 @@ impl Drop for Broker {
         // Ended already, or there is nothing more that could be done.
         drop(self.child.kill());
         drop(self.child.wait());
-        remove(&self.data);
+        // Without a name: it is another one's by now.
+        if !self.data.as_os_str().is_empty() {
+            remove(&self.data);
+        }
     }
 }
 

@@ -132,8 +132,14 @@ impl Verdict {
         if self.is_valid() {
             return format!("all {} acknowledged records read once, in order", self.acknowledged);
         }
+        format!("INVALID: {}", self.counts())
+    }
+
+    /// What was found to be wrong.
+    #[must_use]
+    pub fn counts(&self) -> String {
         format!(
-            "INVALID: {} lost, {} twice, {} out of order, {} misplaced, {} foreign of {} acknowledged; {}",
+            "{} lost, {} twice, {} out of order, {} misplaced, {} foreign of {} acknowledged; {}",
             self.lost,
             self.duplicated,
             self.disordered,

@@ -56,14 +56,18 @@ pub trait Protocol {
 /// said all that comes before the load.
 ///
 /// # Errors
-/// [`Error::System`], and [`Error::Peer`] if a connection ends or speaks another protocol. Refusals are no errors.
+/// [`Error::System`]; [`Error::Gone`] if a connection ends, unless the plan allows it; [`Error::Peer`] if one speaks another
+/// protocol. Refusals are no errors.
 pub fn drive<P: Protocol>(
     connections: Vec<(TcpStream, P)>,
     plan: &Plan,
     window: &mut dyn Window,
 ) -> Result<(Outcome, Vec<P>)> {
     let mut engine = Engine::new(connections, plan)?;
-    engine.run(window)?;
+    match engine.run(window) {
+        Err(Error::Gone(_)) if plan.may_go => {}
+        other => other?,
+    }
     Ok(engine.outcome())
 }
 
@@ -169,6 +173,7 @@ impl<'p, P: Protocol> Engine<'p, P> {
     fn run(&mut self, window: &mut dyn Window) -> Result<()> {
         let mut events = Vec::with_capacity(self.lanes.len() + 1);
         self.start = Instant::now();
+        window.starts(self.start);
         if let Load::Closed { in_flight, .. } = self.plan.load {
             for _ in 0..in_flight {
                 for lane in 0..self.lanes.len() {
@@ -272,10 +277,11 @@ impl<'p, P: Protocol> Engine<'p, P> {
         loop {
             let lane = &mut self.lanes[number];
             let bytes = match lane.stream.read(&mut self.input) {
-                Ok(0) => return Err(Error::Peer(format!("connection {number} was closed"))),
+                Ok(0) => return Err(Error::Gone(number)),
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if is_gone(&error) => return Err(Error::Gone(number)),
                 Err(source) => return Err(source).doing(|| format!("reading from connection {number}")),
             };
             let answered = self.start.elapsed();
@@ -349,6 +355,7 @@ impl<'p, P: Protocol> Engine<'p, P> {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if is_gone(&error) => return Err(Error::Gone(number)),
                 Err(source) => return Err(source).doing(|| format!("writing to connection {number}")),
             }
         }
@@ -366,6 +373,11 @@ impl<'p, P: Protocol> Engine<'p, P> {
         let outcome = self.tally.finish();
         (outcome, self.lanes.into_iter().map(|lane| lane.protocol).collect())
     }
+}
+
+/// Whether the other side ended the connection.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
 }
 
 /// One vectored write of as many requests as fit.
@@ -428,6 +440,7 @@ mod tests {
     struct NoWindow;
 
     impl Window for NoWindow {
+        fn starts(&mut self, _: Instant) {}
         fn begins(&mut self) {}
         fn ends(&mut self) {}
     }
@@ -474,6 +487,7 @@ mod tests {
             warm_up: Duration::from_millis(100),
             measured: Duration::from_millis(measured_ms),
             drain: Duration::from_secs(5),
+            may_go: false,
         }
     }
 
@@ -535,6 +549,26 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         drop(listener.accept().unwrap());
         let plan = plan(open(100.0), 200);
-        assert!(drive(vec![(stream, Numbers::default())], &plan, &mut NoWindow).is_err());
+        let gone =
+            drive(vec![(stream, Numbers::default())], &plan, &mut NoWindow).map(|(outcome, _)| outcome);
+        assert!(matches!(gone, Err(Error::Gone(0))), "{gone:?}");
+    }
+
+    #[test]
+    fn a_peer_that_may_go_ends_the_load_with_what_it_left_unanswered() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut other, _) = listener.accept().unwrap();
+        let peer = std::thread::spawn(move || {
+            let mut request = [0; 8];
+            other.read_exact(&mut request).unwrap();
+            other.write_all(&request).unwrap();
+            other.read_exact(&mut request).unwrap();
+        });
+        let load = Load::Closed { connections: 1, in_flight: 1, acks: crate::workload::Acks::All };
+        let plan = Plan { may_go: true, ..plan(load, 60_000) };
+        let (outcome, _) = drive(vec![(stream, Numbers::default())], &plan, &mut NoWindow).unwrap();
+        peer.join().unwrap();
+        assert_eq!((outcome.sent, outcome.unanswered), (2, 1));
     }
 }

@@ -22,6 +22,9 @@ pub enum Error {
     /// The peer refused, or did not speak its protocol.
     #[error("the peer: {0}")]
     Peer(String),
+    /// A connection of the load ended. Expected of a peer that was killed in its run.
+    #[error("the peer: connection {0} was closed")]
+    Gone(usize),
 }
 
 /// What most functions here return.

@@ -11,8 +11,8 @@ use hdrhistogram::Histogram;
 use crate::chart::{Axis, Scale, Series, escaped, svg};
 use crate::measure::{Latencies, SAMPLES_BEYOND_MIN};
 use crate::peer::Peer;
-use crate::report::{Report, Spread};
-use crate::run::RunResult;
+use crate::report::{KILLS, KILLS_CAPTION, Report, Spread};
+use crate::run::{RunResult, Second};
 use crate::workload::{Load, Workload};
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1320px;margin:2rem auto;padding:0 1rem;color:#222}\
@@ -51,13 +51,31 @@ pub fn page(report: &Report) -> String {
          and checked. Medians of the repeats, with the least and the most; rows of different durability are not \
          ranked.</p>",
     );
-    for workload in &report.workloads {
-        section(&mut out, report, workload);
+    if report.is_of_kills() {
+        kills(&mut out, report);
+    } else {
+        for workload in &report.workloads {
+            section(&mut out, report, workload);
+        }
+        rates(&mut out, report);
     }
-    rates(&mut out, report);
     configurations(&mut out, report);
     out.push_str("</html>\n");
     out
+}
+
+fn kills(out: &mut String, report: &Report) {
+    _ = write!(out, "<h2>Kills</h2><p>{KILLS_CAPTION}</p><table><tr>");
+    for title in KILLS {
+        _ = write!(out, "<th>{title}</th>");
+    }
+    for row in report.kills() {
+        out.push_str("</tr><tr>");
+        for cell in row {
+            _ = write!(out, "<td>{}</td>", escaped(&cell));
+        }
+    }
+    out.push_str("</tr></table>");
 }
 
 fn section(out: &mut String, report: &Report, workload: &Workload) {
@@ -95,7 +113,7 @@ fn section(out: &mut String, report: &Report, workload: &Workload) {
             curves.push(Series { name, colour: colour(*peer), dashed, points: percentiles(histogram) });
         }
     }
-    let by_second = |value: fn(&RunResult, usize) -> f64| -> Vec<Series> {
+    let by_second = |value: fn(&Second) -> Option<f64>| -> Vec<Series> {
         groups
             .iter()
             .flat_map(|(peer, runs)| runs.iter().map(|run| (*peer, *run)))
@@ -103,7 +121,11 @@ fn section(out: &mut String, report: &Report, workload: &Workload) {
                 name: format!("{}, repeat {}", peer.name(), run.repeat + 1),
                 colour: colour(peer),
                 dashed: false,
-                points: (0..run.seconds.len()).map(|at| (float(at as u64), value(run, at))).collect(),
+                points: run
+                    .seconds
+                    .iter()
+                    .filter_map(|second| Some((second.from_s, value(second)?)))
+                    .collect(),
             })
             .collect()
     };
@@ -113,9 +135,11 @@ fn section(out: &mut String, report: &Report, workload: &Workload) {
     let nines = Axis { title: "percentile", scale: Scale::Logarithmic, ticks: &NINES };
     out.push_str("<div class=\"charts\">");
     figure(out, "Latency by percentile: response, and service dashed", &svg(nines, latency, &curves));
-    let answered = by_second(|run, at| float(run.seconds[at].answered));
+    let answered = by_second(|second| Some(second.per_second));
     figure(out, "Throughput over time", &svg(seconds, rate, &answered));
-    let longest = by_second(|run, at| us(run.seconds[at].max_ns));
+    let p99 = by_second(|second| second.p99_ns.map(us));
+    figure(out, "99th percentile of each second", &svg(seconds, latency, &p99));
+    let longest = by_second(|second| Some(us(second.max_ns)));
     figure(out, "Longest response of each second", &svg(seconds, latency, &longest));
     out.push_str("</div>");
 }

@@ -6,7 +6,7 @@ use clap::Parser;
 
 use corelog_bench::args::{Arguments, Command, CompareArguments};
 use corelog_bench::error::Error;
-use corelog_bench::{compare, strawman, suite};
+use corelog_bench::{compare, ramp, strawman, suite};
 
 /// What the process ends with.
 const INVALID: u8 = 3;
@@ -14,6 +14,8 @@ const INVALID: u8 = 3;
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(run) => suite::run(&run),
+        Command::Suite(all) => suite::all(&all),
+        Command::Ramp(search) => ramp::search(&search),
         Command::Limits(limits) => suite::limits(&limits).map(|()| true),
         Command::Compare(compare) => return compared(&compare),
         Command::Strawman(strawman) => strawman::serve(&strawman).map(|()| true),

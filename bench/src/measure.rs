@@ -99,7 +99,7 @@ impl Latencies {
 }
 
 /// What is said of a histogram, in nanoseconds; a percentile that is not claimed is absent.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Summary {
     /// How many samples.
     pub samples: u64,

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::limits::Loopback;
 use crate::machine::{Machine, microseconds};
-use crate::measure::Latencies;
+use crate::measure::{Latencies, Summary};
 use crate::peer::Peer;
 use crate::run::RunResult;
 use crate::workload::Workload;
@@ -127,13 +127,27 @@ impl Report {
                 microseconds(loopback.round_trip_p99_ns)
             );
         }
-        _ = writeln!(
-            text,
-            "\nMedian [least-most] of the repeats; latencies in microseconds, from the intended time.\n"
-        );
-        text.push_str(&table(&FIGURES, &self.rows(|workload, runs| self.figures(workload, runs))));
-        _ = writeln!(text, "\nAudit: what the device and the processors did meanwhile.\n");
-        text.push_str(&table(&AUDIT, &self.rows(Self::audit)));
+        if self.is_of_kills() {
+            _ = writeln!(text, "\n{KILLS_CAPTION}\n");
+            text.push_str(&table(&KILLS, &self.kills()));
+        } else {
+            _ = writeln!(
+                text,
+                "\nMedian [least-most] of the repeats; latencies in microseconds, from the intended time.\n"
+            );
+            text.push_str(&table(&FIGURES, &self.rows(|workload, runs| self.figures(workload, runs))));
+            _ = writeln!(text, "\nAudit: what the device and the processors did meanwhile.\n");
+            text.push_str(&table(&AUDIT, &self.rows(Self::audit)));
+            let readers: Vec<_> =
+                self.rows(Self::readers).into_iter().filter(|row| !row.is_empty()).collect();
+            if !readers.is_empty() {
+                _ = writeln!(
+                    text,
+                    "\nConsumers: end to end is from a record's intended time to its consumer.\n"
+                );
+                text.push_str(&table(&READERS, &readers));
+            }
+        }
         text.push('\n');
         for (workload, runs) in self.groups() {
             let valid = runs.iter().filter(|run| run.is_valid());
@@ -159,6 +173,37 @@ impl Report {
     #[must_use]
     pub fn is_valid(&self) -> bool {
         self.runs.iter().all(RunResult::is_valid)
+    }
+
+    /// Whether brokers were killed: then the runs say what is left, and not how fast it was.
+    #[must_use]
+    pub fn is_of_kills(&self) -> bool {
+        self.runs.iter().any(|run| run.killed.is_some())
+    }
+
+    /// Rows of [`KILLS`].
+    #[must_use]
+    pub fn kills(&self) -> Vec<Vec<String>> {
+        self.rows(|workload, runs| {
+            let sum = |of: fn(&RunResult) -> u64| -> String {
+                let sum: u64 = runs.iter().map(|run| of(run)).sum();
+                sum.to_string()
+            };
+            let ready = runs.iter().filter_map(|run| Some(run.killed.as_ref()?.ready_after_s));
+            vec![
+                workload.name.clone(),
+                peer_of(runs).to_owned(),
+                runs.first().map_or("", |run| run.class).to_owned(),
+                runs.len().to_string(),
+                sum(|run| run.killed.map_or(0, |killed| killed.unanswered)),
+                sum(|run| run.verdict.acknowledged),
+                sum(|run| run.verdict.lost),
+                sum(|run| run.verdict.duplicated),
+                sum(|run| run.verdict.disordered + run.verdict.misplaced + run.verdict.foreign),
+                sum(|run| run.verdict.unacknowledged),
+                Spread::cell(Spread::of(ready), 2),
+            ]
+        })
     }
 
     /// Runs of the same workload and peer, in the order of the workloads and of their first runs.
@@ -253,6 +298,69 @@ impl Report {
     }
 }
 
+/// Titles of [`Report::kills`].
+pub const KILLS: [&str; 11] = [
+    "workload",
+    "peer",
+    "class",
+    "kills",
+    "requests unanswered",
+    "records acknowledged",
+    "lost",
+    "twice",
+    "displaced",
+    "there unacknowledged",
+    "ready again, s",
+];
+
+/// What is to be known of a kill.
+pub const KILLS_CAPTION: &str = "Each broker was killed (SIGKILL) under load, started again on what it left, and every record \
+    read. A kill leaves what the kernel holds: it takes a power cut to lose what was never flushed.";
+
+impl Report {
+    /// A row of [`READERS`]; empty for a workload without consumers.
+    fn readers(workload: &Workload, runs: &[&RunResult]) -> Vec<String> {
+        if runs.iter().all(|run| run.followed.is_none() && run.drained.is_none()) {
+            return Vec::new();
+        }
+        #[expect(clippy::cast_precision_loss, reason = "for a table")]
+        let float = |number: u64| number as f64;
+        let each = |of: &dyn Fn(&RunResult) -> Option<f64>, digits| {
+            Spread::cell(Spread::of(runs.iter().filter_map(|run| of(run))), digits)
+        };
+        let mut merged = crate::measure::histogram();
+        for followed in runs.iter().filter_map(|run| run.followed.as_ref()) {
+            // Cannot fail: all have the same bounds.
+            _ = merged.add(&followed.latencies);
+        }
+        let end_to_end = |of: fn(&Summary) -> Option<u64>| {
+            move |run: &RunResult| Some(float(of(&run.followed.as_ref()?.end_to_end)?) / 1000.0)
+        };
+        let readers = workload.readers;
+        let drained = |run: &RunResult| Some(run.drained.as_ref()?.mb_per_second);
+        vec![
+            workload.name.clone(),
+            peer_of(runs).to_owned(),
+            runs.first().map_or("", |run| run.class).to_owned(),
+            readers.following.to_string(),
+            each(&|run| run.response.p50.map(|p50| float(p50) / 1000.0), 0),
+            each(&end_to_end(|summary| summary.p50), 0),
+            each(&end_to_end(|summary| summary.p99), 0),
+            microseconds(crate::measure::Percentile::P99_9.of(&merged)),
+            format!("{}{}", readers.draining, if readers.cold { " cold" } else { "" }),
+            each(&drained, 0),
+            each(
+                &|run| {
+                    let drained = run.drained.as_ref()?;
+                    Some(drained.audit.broker_cpu_s? * 1e9 / float(drained.followed.bytes) * 1024.0 / 1e3)
+                },
+                3,
+            ),
+            each(&|run| run.drained.as_ref()?.audit.device.map(|device| float(device.bytes_read) / 1e6), 0),
+        ]
+    }
+}
+
 /// Whose runs these are.
 fn peer_of(runs: &[&RunResult]) -> &'static str {
     runs.first().map_or("", |run| run.peer.name())
@@ -288,6 +396,21 @@ const AUDIT: [&str; 13] = [
     "others CPU %",
     "peak RSS MB",
     "read back MB/s",
+];
+
+const READERS: [&str; 12] = [
+    "workload",
+    "peer",
+    "class",
+    "following",
+    "produce p50",
+    "end to end p50",
+    "p99",
+    "p99.9 (merged)",
+    "draining",
+    "MB/s together",
+    "broker us/KiB",
+    "device read MB",
 ];
 
 /// A Markdown table, aligned for the terminal.

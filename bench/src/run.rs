@@ -11,18 +11,21 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::args::Driver;
-use crate::audit::{Audit, Snapshot, Watch};
+use crate::audit::{Audit, Watch};
 use crate::broker::{Broker, Start};
-use crate::check::{Checker, Ledger, Verdict};
-use crate::error::{Error, Result};
+use crate::canary::Canary;
+use crate::check::{Checker, Verdict};
+use crate::error::{Doing, Error, Result};
+use crate::follow::Followed;
 use crate::limits::{Device, Fio, WriteFlush};
-use crate::measure::{Latencies, Summary};
+use crate::load::{self, Drained, Loaded};
+use crate::measure::{Latencies, Percentile, Summary};
 use crate::payload::Template;
-use crate::peer::{Peer, Run, Session};
-use crate::pin::{self, ThreadPlace};
+use crate::peer::{Peer, Run};
+use crate::pin::ThreadPlace;
 use crate::schedule::Random;
-use crate::tally::{Outcome, Plan, Second, Window};
-use crate::workload::{Load, Workload};
+use crate::tally::{Interval, Outcome};
+use crate::workload::{Durability, Load, Workload};
 
 /// A run in which others had more than this of all processors is marked. A peer's durable writes end in workers of the
 /// kernel, which take up to an eighth and count as others.
@@ -47,8 +50,12 @@ pub struct Place {
     pub cpus: usize,
     /// Whether fio measures the device too.
     pub fio: bool,
+    /// The broker is killed (SIGKILL) so long after warm-up, started again, and held to what it acknowledged.
+    pub kill_at: Option<Duration>,
     /// The file on the device under test.
     pub device: Option<Device>,
+    /// What timers and flushes are like when nobody disturbs; none: nobody looks.
+    pub quiet: Option<Canary>,
 }
 
 /// Who is measured.
@@ -71,8 +78,43 @@ impl Subject {
     }
 }
 
+/// A run's broker was killed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Killed {
+    /// Seconds of load after warm-up.
+    pub at_s: f64,
+    /// Requests that had no answer then.
+    pub unanswered: u64,
+    /// Until it was ready again, on what it had left.
+    pub ready_after_s: f64,
+}
+
+/// What is said of an [`Interval`].
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Second {
+    /// Seconds from the run's start.
+    pub from_s: f64,
+    /// Requests that were answered in a second.
+    pub per_second: f64,
+    /// Of the responses, if enough were answered.
+    pub p99_ns: Option<u64>,
+    /// The longest response.
+    pub max_ns: u64,
+}
+
+impl Second {
+    fn of(interval: &Interval) -> Self {
+        Self {
+            from_s: interval.from.as_secs_f64(),
+            per_second: float(interval.response.len()) / interval.length.as_secs_f64(),
+            p99_ns: Percentile::P99.of(&interval.response),
+            max_ns: interval.response.max(),
+        }
+    }
+}
+
 /// What one run gave.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct RunResult {
     /// The workload.
     pub workload: String,
@@ -102,6 +144,9 @@ pub struct RunResult {
     pub send_delay: Summary,
     /// By second, warm-up included.
     pub seconds: Vec<Second>,
+    /// The histograms of the seconds.
+    #[serde(skip)]
+    pub intervals: Vec<Interval>,
     /// All requests that were sent.
     pub sent: u64,
     /// Requests that were refused, and the first reason.
@@ -110,6 +155,12 @@ pub struct RunResult {
     pub refusal: Option<String>,
     /// Requests without an answer.
     pub unanswered: u64,
+    /// The broker was killed in this run: figures are those of the time before.
+    pub killed: Option<Killed>,
+    /// What the consumers saw that followed.
+    pub followed: Option<Followed>,
+    /// What the consumers saw that read everything afterwards.
+    pub drained: Option<Drained>,
     /// Requests due and unanswered at the window's begin and end.
     pub backlog: (u64, u64),
     /// What the machine did.
@@ -130,6 +181,8 @@ pub struct RunResult {
     pub fio_same: Option<Fio>,
     /// Share of the machine's processor time that others took.
     pub others_share: f64,
+    /// What the canary sang before and after, when it was not silent.
+    pub alarm: Option<String>,
     /// Other tries of this repeat that others disturbed as much or more, and that were not kept.
     pub discarded: u32,
     /// Why the figures may not be believed; empty: they may.
@@ -147,7 +200,8 @@ pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) 
     let peer = subject.peer();
     let class = peer.class(workload.topic.durability)?;
     let device_4k = measure_device(place, crate::limits::BLOCK_BYTES, DEVICE_TIME)?;
-    let (broker, address, pid) = match subject {
+    let before = alarm(place, device_4k.as_ref())?;
+    let (mut broker, address, pid) = match subject {
         Subject::Start(start) => {
             let broker = Broker::start(start)?;
             let (address, pid) = (broker.address(), broker.pid());
@@ -158,17 +212,45 @@ pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) 
     std::thread::sleep(workload.time.settle());
     let template = Template::new(workload.records.per_request, workload.records.bytes, workload.seed)?;
     let number = run_number(workload.seed, repeat);
-    let folder = broker.as_ref().map(Broker::folder);
-    let driver = place.driver;
+    let folder = broker.as_ref().map(|broker| broker.folder().to_owned());
+    let (folder, driver) = (folder.as_deref(), place.driver);
     let mut session = peer.open(Run { address, folder, number, workload, template: &template, driver })?;
     let watch = Watch { device_stat: place.device_stat.clone(), broker: pid };
-    let (outcome, audit, ledgers) = load(workload, place, &*session, &watch)?;
+    let Loaded { mut outcome, audit, ledgers, followed } =
+        load::load(workload, number, place, &*session, &watch)?;
+    let mut killed = None;
+    if let (Some(at), Subject::Start(start)) = (place.kill_at, subject)
+        && let Some(dead) = broker.take()
+    {
+        let again = dead.start_again(start)?;
+        let ready_after_s = again.start_took().as_secs_f64();
+        let unanswered = std::mem::take(&mut outcome.unanswered);
+        killed = Some(Killed { at_s: at.as_secs_f64(), unanswered, ready_after_s });
+        session.moved(again.address())?;
+        broker = Some(again);
+    }
+    let mut drained = None;
+    if workload.readers.draining > 0 {
+        if let (true, Subject::Start(start)) = (workload.readers.cold, subject)
+            && let Some(warm) = broker.take()
+        {
+            let cold = warm.restart(start)?;
+            drop_page_cache()?;
+            session.moved(cold.address())?;
+            broker = Some(cold);
+        }
+        let watch = Watch { broker: broker.as_ref().map(Broker::pid).or(pid), ..watch };
+        drained = Some(load::drain(workload, number, &ledgers, place, &*session, &watch)?);
+    }
     let began = Instant::now();
     let mut checker = Checker::new(number, &ledgers);
     let bytes = session.read_back(&mut checker)?;
     let read_back_mb_per_second = mega(bytes) / began.elapsed().as_secs_f64();
     let mut result = summarise(workload, repeat, (peer, class), outcome, audit, checker.finish());
     result.read_back_mb_per_second = read_back_mb_per_second;
+    result.killed = killed;
+    result.followed = followed;
+    result.drained = drained;
     if broker.is_none() {
         session.remove()?;
     }
@@ -186,66 +268,12 @@ pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) 
             result.fio_same = device.fio(bytes, DEVICE_TIME * 4)?;
         }
     }
+    result.alarm = before.or(alarm(place, None)?);
     #[expect(clippy::cast_precision_loss, reason = "few")]
     let processors = place.cpus.max(1) as f64;
     result.others_share = result.audit.others_cpu_s / (result.audit.seconds * processors);
     result.marks.extend(marks(&result));
     Ok(result)
-}
-
-/// The generator's part, on a thread that is pinned and scheduled as the place says.
-fn load(
-    workload: &Workload,
-    place: &Place,
-    session: &dyn Session,
-    watch: &Watch,
-) -> Result<(Outcome, Audit, Vec<Ledger>)> {
-    let plan = Plan {
-        load: workload.load,
-        seed: workload.seed,
-        warm_up: workload.time.warm_up(),
-        measured: workload.time.measured(),
-        drain: workload.time.drain(),
-    };
-    let mut edges = Edges { watch, begin: None, end: None, began: None };
-    std::thread::scope(|scope| {
-        let generator = scope.spawn(|| {
-            place.generator.take()?;
-            pin::sharp_timers()?;
-            let (outcome, ledgers) = session.drive(&plan, &mut edges)?;
-            Ok((outcome, edges.audit()?, ledgers))
-        });
-        generator.join().unwrap_or_else(|_| Err(Error::Setup("the generator's thread ended".to_owned())))
-    })
-}
-
-/// Takes the snapshots.
-struct Edges<'a> {
-    watch: &'a Watch,
-    begin: Option<Result<Snapshot>>,
-    began: Option<Instant>,
-    end: Option<(Result<Snapshot>, Duration)>,
-}
-
-impl Window for Edges<'_> {
-    fn begins(&mut self) {
-        self.began = Some(Instant::now());
-        self.begin = Some(self.watch.snapshot());
-    }
-
-    fn ends(&mut self) {
-        let took = self.began.map_or(Duration::ZERO, |began| began.elapsed());
-        self.end = Some((self.watch.snapshot(), took));
-    }
-}
-
-impl Edges<'_> {
-    fn audit(self) -> Result<Audit> {
-        let (Some(begin), Some((end, took))) = (self.begin, self.end) else {
-            return Err(Error::Setup("the measured window never came".to_owned()));
-        };
-        Ok(Audit::between(&begin?, &end?, took.as_secs_f64()))
-    }
 }
 
 fn summarise(
@@ -277,11 +305,15 @@ fn summarise(
         response: Summary::of(response),
         service: Summary::of(service),
         send_delay: Summary::of(send_delay),
-        seconds: outcome.seconds,
+        seconds: outcome.intervals.iter().map(Second::of).collect(),
+        intervals: outcome.intervals,
         sent: outcome.sent,
         refused: outcome.refused,
         refusal: outcome.refusal,
         unanswered: outcome.unanswered,
+        killed: None,
+        followed: None,
+        drained: None,
         backlog: outcome.backlog,
         acks_per_flush: acks_per_flush.map(|device| float(outcome.answered) / float(device.flushes)),
         write_amplification: written.map(|written| float(written) / float(values)),
@@ -289,6 +321,7 @@ fn summarise(
         verdict,
         read_back_mb_per_second: 0.0,
         others_share: 0.0,
+        alarm: None,
         discarded: 0,
         device_4k: None,
         device_same: None,
@@ -303,16 +336,30 @@ fn summarise(
 }
 
 impl RunResult {
-    /// Whether what was acknowledged is there.
+    /// Whether what was acknowledged is there, as far as it was promised: a peer whose acknowledgement is no flush may
+    /// lose what it held in memory when it is killed.
     #[must_use]
-    pub const fn is_valid(&self) -> bool {
-        self.verdict.is_valid() && self.unanswered == 0
+    pub fn is_valid(&self) -> bool {
+        let may_lose = self.killed.is_some() && self.class != Durability::Disk.class();
+        let Verdict { lost, duplicated, disordered, misplaced, foreign, .. } = &self.verdict;
+        let whole = duplicated + disordered + misplaced + foreign == 0;
+        whole && (*lost == 0 || may_lose) && self.unanswered == 0 && self.consumers().all(Followed::is_whole)
+    }
+
+    fn consumers(&self) -> impl Iterator<Item = &Followed> {
+        self.followed.iter().chain(self.drained.iter().map(|drained| &drained.followed))
     }
 
     /// Whether others took so much of the machine that the run should be repeated.
     #[must_use]
     pub fn is_disturbed(&self) -> bool {
-        self.others_share > OTHERS_MAX
+        self.others_share > OTHERS_MAX || self.alarm.is_some()
+    }
+
+    /// Whether requests came faster than they were answered.
+    #[must_use]
+    pub const fn is_overloaded(&self) -> bool {
+        self.backlog.1 > self.backlog.0 + self.sent / 20
     }
 
     /// Mean bytes that the broker wrote for each flush.
@@ -326,8 +373,22 @@ impl RunResult {
 /// Why the figures may not be believed.
 fn marks(result: &RunResult) -> Vec<String> {
     let mut marks = Vec::new();
-    if !result.verdict.is_valid() {
+    if let Some(Killed { at_s, unanswered, ready_after_s }) = result.killed {
+        marks.push(format!(
+            "killed after {at_s} s with {unanswered} requests unanswered, ready again after {ready_after_s:.2} s"
+        ));
+        if result.is_valid() && !result.verdict.is_valid() {
+            marks.push(format!("{} (an acknowledgement promised no flush)", result.verdict.counts()));
+        }
+    }
+    if !result.is_valid() && !result.verdict.is_valid() {
         marks.push(result.verdict.line());
+    }
+    for seen in result.consumers().filter(|seen| !seen.is_whole()) {
+        let Followed { consumers, missing, displaced, .. } = seen;
+        marks.push(format!(
+            "INVALID: {consumers} consumers missed {missing} records, {displaced} were displaced"
+        ));
     }
     if result.unanswered > 0 {
         marks.push(format!("INVALID: {} requests were never answered", result.unanswered));
@@ -339,14 +400,30 @@ fn marks(result: &RunResult) -> Vec<String> {
     if generator_cpu_s > GENERATOR_BUSY * seconds {
         marks.push("generator-limited: its processor was busy all the time".to_owned());
     }
-    if result.backlog.1 > result.backlog.0 + result.sent / 20 {
+    if result.is_overloaded() {
         marks.push(format!("overload: the backlog grew from {} to {}", result.backlog.0, result.backlog.1));
     }
-    if result.is_disturbed() {
+    if result.others_share > OTHERS_MAX {
         let percent = result.others_share * 100.0;
         marks.push(format!("disturbed: others took {percent:.0}% of the processors"));
     }
+    if let Some(alarm) = &result.alarm {
+        marks.push(format!("disturbed: {alarm} before or after the run"));
+    }
     marks
+}
+
+/// What is unusual now, if anybody looks.
+fn alarm(place: &Place, flush: Option<&WriteFlush>) -> Result<Option<String>> {
+    let Some(quiet) = &place.quiet else { return Ok(None) };
+    Ok(Canary::sing(place.generator, flush)?.alarm(quiet))
+}
+
+/// Lets the system forget what it has of files, so that what is read next comes from the device.
+fn drop_page_cache() -> Result<()> {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "1")
+        .doing(|| "dropping the page cache for cold readers (needs root)".to_owned())
 }
 
 /// Writes and flushes on the broker's processor.

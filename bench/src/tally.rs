@@ -4,9 +4,11 @@
 //! times are within the measured window, throughput is of answers within it; refused requests are neither. This file
 //! refuses to know how requests are sent.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::measure::{Latencies, nanoseconds};
+use hdrhistogram::Histogram;
+
+use crate::measure::{Latencies, histogram, nanoseconds};
 use crate::workload::Load;
 
 /// What to do.
@@ -22,16 +24,31 @@ pub struct Plan {
     pub measured: Duration,
     /// How long the last answers may take.
     pub drain: Duration,
+    /// Whether the load may end before its time because the peer is gone: it was killed.
+    pub may_go: bool,
 }
 
-/// One second of a run, from its start, warm-up included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Second {
-    /// Requests that were answered.
-    pub answered: u64,
-    /// The longest response that was answered.
-    pub max_ns: u64,
+/// A part of a run, warm-up included: the responses of the requests that were answered in it.
+#[derive(Clone, Debug)]
+pub struct Interval {
+    /// From the run's start.
+    pub from: Duration,
+    /// How long it is.
+    pub length: Duration,
+    /// Nanoseconds.
+    pub response: Histogram<u64>,
 }
+
+impl Interval {
+    /// With nothing answered yet.
+    #[must_use]
+    pub fn new(from: Duration, length: Duration) -> Self {
+        Self { from, length, response: histogram() }
+    }
+}
+
+/// Memory for intervals is taken before the load: a run has this many at most, of a second each if it is short enough.
+const INTERVALS_MAX: u32 = 300;
 
 /// What happened.
 #[derive(Debug)]
@@ -43,7 +60,7 @@ pub struct Outcome {
     /// How long the window was.
     pub window: Duration,
     /// By second.
-    pub seconds: Vec<Second>,
+    pub intervals: Vec<Interval>,
     /// All requests that were sent.
     pub sent: u64,
     /// Requests that were refused, at any time.
@@ -58,6 +75,8 @@ pub struct Outcome {
 
 /// Called at the edges of the measured window, on the generator's thread.
 pub trait Window {
+    /// Intended times count from here.
+    fn starts(&mut self, at: Instant);
     /// The window begins.
     fn begins(&mut self);
     /// The window ends.
@@ -69,7 +88,7 @@ pub trait Window {
 pub struct Tally {
     plan: Plan,
     latencies: Latencies,
-    seconds: Vec<Second>,
+    intervals: Vec<Interval>,
     sent: u64,
     answered_all: u64,
     answered: u64,
@@ -90,10 +109,15 @@ impl Tally {
     /// Nothing sent yet.
     #[must_use]
     pub fn new(plan: &Plan) -> Self {
+        let load = (plan.warm_up + plan.measured).as_secs_f64();
+        let length = (load / f64::from(INTERVALS_MAX)).ceil().max(1.0);
+        let length = Duration::from_secs_f64(length);
+        let intervals = (0..=INTERVALS_MAX).map(|number| length * number);
+        let intervals = intervals.take_while(|&from| from < plan.warm_up + plan.measured);
         Self {
             plan: plan.clone(),
             latencies: Latencies::default(),
-            seconds: Vec::new(),
+            intervals: intervals.map(|from| Interval::new(from, length)).collect(),
             sent: 0,
             answered_all: 0,
             answered: 0,
@@ -173,14 +197,10 @@ impl Tally {
         if window.contains(&answered) {
             self.answered += 1;
         }
-        let second = usize::try_from(answered.as_secs()).unwrap_or(usize::MAX);
-        if second < SECONDS_MAX {
-            if self.seconds.len() <= second {
-                self.seconds.resize(second + 1, Second::default());
-            }
-            let second = &mut self.seconds[second];
-            second.answered += 1;
-            second.max_ns = second.max_ns.max(nanoseconds(answered.saturating_sub(intended)));
+        // What is answered after the load counts to its last part.
+        let number = self.intervals.partition_point(|interval| interval.from <= answered);
+        if let Some(interval) = number.checked_sub(1).and_then(|number| self.intervals.get_mut(number)) {
+            interval.response.saturating_record(nanoseconds(answered.saturating_sub(intended)));
         }
     }
 
@@ -191,7 +211,7 @@ impl Tally {
             latencies: self.latencies,
             answered: self.answered,
             window: self.plan.measured,
-            seconds: self.seconds,
+            intervals: self.intervals,
             sent: self.sent,
             refused: self.refused,
             refusal: self.refusal,
@@ -200,6 +220,3 @@ impl Tally {
         }
     }
 }
-
-/// Seconds that are kept one by one: a run of 11 days.
-const SECONDS_MAX: usize = 1 << 20;

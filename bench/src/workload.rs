@@ -29,10 +29,28 @@ pub struct Workload {
     pub records: RecordShape,
     /// How it is sent.
     pub load: Load,
+    /// Who reads.
+    #[serde(default)]
+    pub readers: Readers,
     /// For how long.
     #[serde(default)]
     pub time: Times,
 }
+
+/// Consumers. Whether or not there are any, all is read back and checked at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Readers {
+    /// So many follow the load: each has every record, and is timed from the record's intended time.
+    pub following: u32,
+    /// So many read everything from the begin once the load is over.
+    pub draining: u32,
+    /// The broker is stopped and started before they do, and the system's page cache dropped.
+    pub cold: bool,
+}
+
+/// Most consumers of a workload, a thread each.
+const READERS_MAX: u32 = 1000;
 
 /// The topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -264,6 +282,12 @@ impl Workload {
             }
             Load::Open { .. } | Load::Closed { .. } => {}
         }
+        if self.readers.following.max(self.readers.draining) > READERS_MAX {
+            return fail(format!("there may be {READERS_MAX} readers of a kind"));
+        }
+        if self.readers.cold && self.readers.draining == 0 {
+            return fail("readers.cold is said of readers.draining, of which there are none".to_owned());
+        }
         let within = |seconds: f64, least: f64| (least..=86_400.0).contains(&seconds);
         if !within(time.settle_s, 0.0)
             || !within(time.warm_up_s, 0.0)
@@ -315,6 +339,8 @@ mod tests {
             ("bytes = 100", "bytes = 100\nper_request = 0"),
             ("bytes = 100", "byte = 100"),
             ("\"open\"", "\"half\""),
+            ("[topic]", "[readers]\ncold = true\n[topic]"),
+            ("[topic]", "[readers]\nfollowing = 1001\n[topic]"),
         ] {
             assert!(OPEN.contains(from));
             assert!(Workload::parse(&OPEN.replace(from, to)).is_err(), "{to}");

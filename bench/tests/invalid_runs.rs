@@ -265,8 +265,10 @@ fn run(fault: Fault, driver: Driver) -> RunResult {
         generator: ThreadPlace::default(),
         broker: ThreadPlace::default(),
         cpus: 1,
+        kill_at: None,
         fio: false,
         device: None,
+        quiet: None,
     };
     let subject = Subject::Running(broker(fault), None);
     once(&Workload::parse(WORKLOAD).unwrap(), 0, &subject, &place).unwrap()

@@ -30,8 +30,10 @@ fn run(name: &str, records: &str, load: &str) -> RunResult {
         generator: ThreadPlace::default(),
         broker: ThreadPlace::default(),
         cpus: 2,
+        kill_at: None,
         fio: false,
         device: None,
+        quiet: None,
     };
     let workload = format!(
         "name = \"{name}\"\nabout = \"\"\n[topic]\npartitions = 1\n[records]\n{records}\n[load]\n{load}\n\

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use corelog_wire::batch::{BatchFields, BodyCheck, StoredBatches};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::{Caps, Kind, PRELUDE_BYTES, Prelude, check_header};
@@ -29,6 +29,7 @@ use crate::args::Driver;
 use crate::check::{Checker, Ledger};
 use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
+use crate::follow::{self, Tail};
 use crate::payload::Template;
 use crate::tally::{Outcome, Plan, Window};
 use crate::workload::Acks;
@@ -49,6 +50,8 @@ fn peer(error: impl std::fmt::Display) -> Error {
 pub struct Connection {
     stream: TcpStream,
     correlation: u64,
+    /// The memory of the last payload, used again once nobody holds a part of it.
+    payload: Bytes,
 }
 
 impl Connection {
@@ -60,7 +63,7 @@ impl Connection {
         let stream = TcpStream::connect(address).doing(|| format!("connecting to {address}"))?;
         stream.set_nodelay(true).doing(|| "setting TCP_NODELAY".to_owned())?;
         stream.set_read_timeout(Some(PATIENCE)).doing(|| "setting a read timeout".to_owned())?;
-        let mut connection = Self { stream, correlation: 0 };
+        let mut connection = Self { stream, correlation: 0, payload: Bytes::new() };
         let hello = HelloRequest {
             client_name: "corelog-bench".to_owned(),
             client_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -87,13 +90,22 @@ impl Connection {
         let prelude = Prelude::decode(&prelude, &CAPS).map_err(peer)?;
         let mut header = vec![0; prelude.header_bytes as usize];
         self.stream.read_exact(&mut header).doing(doing)?;
-        let mut payload = BytesMut::zeroed(prelude.payload_bytes as usize);
-        self.stream.read_exact(&mut payload).doing(doing)?;
+        let payload = self.read_payload(prelude.payload_bytes as usize).doing(doing)?;
         check_header(&prelude, &header).map_err(peer)?;
         if !prelude.answer || prelude.kind != kind.as_u16() || prelude.correlation != correlation {
             return Err(Error::Peer(format!("an answer of another request: {prelude:?}")));
         }
-        Ok((header, payload.freeze()))
+        Ok((header, payload))
+    }
+
+    fn read_payload(&mut self, bytes: usize) -> std::io::Result<Bytes> {
+        let mut memory = std::mem::take(&mut self.payload).try_into_mut().unwrap_or_default();
+        if memory.len() < bytes {
+            memory.resize(bytes, 0);
+        }
+        self.stream.read_exact(&mut memory[..bytes])?;
+        self.payload = memory.freeze();
+        Ok(self.payload.slice(..bytes))
     }
 
     /// Creates a topic and waits until each partition has a leader.
@@ -109,6 +121,12 @@ impl Connection {
         let request = CreateTopicRequest { name: name.to_owned(), partitions, replication_factor: 0, config };
         let (header, _) = self.ask(Kind::CreateTopic, &request.encode())?;
         let id = CreateTopicAnswer::decode(&header).map_err(peer)?.id;
+        self.await_leaders(name, partitions)?;
+        Ok(id)
+    }
+
+    /// Waits until each partition of a topic has a leader.
+    fn await_leaders(&mut self, name: &str, partitions: u32) -> Result<()> {
         let request = MetadataRequest { topics: Some(vec![name.to_owned()]), auto_create: false };
         let began = std::time::Instant::now();
         while began.elapsed() < PATIENCE {
@@ -120,7 +138,7 @@ impl Connection {
                     && topic.partitions.iter().all(|partition| partition.leader.is_some())
             };
             if answer.topics.first().is_some_and(led) {
-                return Ok(id);
+                return Ok(());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -184,7 +202,7 @@ impl Connection {
             let first_byte = row.first_byte as usize;
             let run = payload.slice(first_byte..first_byte + row.bytes as usize);
             bytes_read += run.len() as u64;
-            next = read_run(run, tp, next, checker)?;
+            next = read_run(run, tp, next, &mut |offset, value| checker.record(offset, value))?;
             if next >= row.high_watermark.get() {
                 checker.end();
                 return Ok(bytes_read);
@@ -200,8 +218,13 @@ impl Connection {
     }
 }
 
-/// Checks the batches of one answer; gives the offset that follows them.
-fn read_run(run: Bytes, tp: TopicPartition, from: u64, checker: &mut Checker<'_>) -> Result<u64> {
+/// Checks the batches of one answer and hands over their records; gives the offset that follows them.
+fn read_run(
+    run: Bytes,
+    tp: TopicPartition,
+    from: u64,
+    each: &mut dyn FnMut(u64, Option<&[u8]>),
+) -> Result<u64> {
     let mut next = from;
     for batch in StoredBatches::new(run, tp, BodyCheck::Verify) {
         let batch = batch.map_err(|error| Error::Peer(format!("{tp:?} behind {next}: {error}")))?;
@@ -211,12 +234,49 @@ fn read_run(run: Bytes, tp: TopicPartition, from: u64, checker: &mut Checker<'_>
             let offset = base + u64::from(record.offset_delta);
             // The first batch may begin before the offset that was asked for.
             if offset >= from {
-                checker.record(offset, record.value.as_deref());
+                each(offset, record.value.as_deref());
             }
         }
         next = base + u64::from(batch.header().last_offset_delta) + 1;
     }
     Ok(next)
+}
+
+/// A consumer of all partitions.
+#[derive(Debug)]
+struct Following {
+    connection: Connection,
+    /// Each partition and the offset that follows what was read, the one that waited longest first.
+    rows: VecDeque<FetchRow>,
+}
+
+impl Tail for Following {
+    fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let max_wait_ms = u32::try_from(follow::POLL.as_millis()).unwrap_or(u32::MAX);
+        let rows = self.rows.iter().copied().collect();
+        let request = FetchRequest { max_wait_ms, min_bytes: 1, max_bytes: FETCH_BYTES, rows };
+        let (header, payload) = self.connection.ask(Kind::Fetch, &request.encode())?;
+        let answer = FetchAnswer::decode(&header).map_err(peer)?;
+        answer.rows_within(payload.len()).map_err(peer)?;
+        for (asked, row) in self.rows.iter_mut().zip(&answer.rows) {
+            if row.error != ErrorCode::None {
+                return Err(Error::Peer(format!(
+                    "fetch of {:?}: {}: {}",
+                    row.tp,
+                    row.error.name(),
+                    row.message
+                )));
+            }
+            let first_byte = row.first_byte as usize;
+            let run = payload.slice(first_byte..first_byte + row.bytes as usize);
+            let next = read_run(run, asked.tp, asked.offset.get(), &mut |_, value| {
+                each(value.unwrap_or_default());
+            })?;
+            asked.offset = Offset::new(next);
+        }
+        self.rows.rotate_left(1);
+        Ok(())
+    }
 }
 
 /// One run.
@@ -263,6 +323,23 @@ impl super::Session for Session<'_> {
             connections.push(Producer::open(address, number, self.shape)?);
         }
         turns::drive(connections, plan, window, |producer| producer.turns.ledger)
+    }
+
+    fn tail(&self) -> Result<Box<dyn Tail + '_>> {
+        let row = |partition| FetchRow {
+            tp: TopicPartition::new(self.shape.topic, partition),
+            offset: Offset::ZERO,
+            max_bytes: FETCH_BYTES,
+            leader_epoch: None,
+        };
+        let (connection, _) = Connection::open(self.run.address)?;
+        Ok(Box::new(Following { connection, rows: (0..self.shape.partitions).map(row).collect() }))
+    }
+
+    fn moved(&mut self, address: SocketAddr) -> Result<()> {
+        self.run.address = address;
+        (self.connection, _) = Connection::open(address)?;
+        self.connection.await_leaders(&self.topic, self.shape.partitions)
     }
 
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {

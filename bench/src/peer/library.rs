@@ -46,9 +46,11 @@ pub fn drive(
             for number in 0..workload.load.connections() {
                 producers.push(Rc::new(producer(address, topic, number, workload).await?));
             }
+            let start = Instant::now();
+            window.starts(start);
             let world = Rc::new(World {
                 run,
-                start: Instant::now(),
+                start,
                 per_request: workload.records.per_request,
                 partitions: workload.topic.partitions,
                 tally: RefCell::new(Tally::new(plan)),

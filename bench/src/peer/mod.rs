@@ -22,6 +22,7 @@ use serde::Serialize;
 use crate::args::Driver;
 use crate::check::{Checker, Ledger};
 use crate::error::{Doing, Error, Result};
+use crate::follow::Tail;
 use crate::payload::Template;
 use crate::tally::{Outcome, Plan, Window};
 use crate::workload::{Durability, Workload};
@@ -109,6 +110,13 @@ impl Peer {
                 Err(Error::Setup(format!("{} has no durability of memory; leave it out", self.name())))
             }
         }
+    }
+
+    /// Whether it can do what a workload asks for; where it cannot, others take their turns without it.
+    #[must_use]
+    pub fn takes(self, workload: &Workload) -> bool {
+        let readers = workload.readers.following + workload.readers.draining > 0;
+        self == Self::Corelog || (!readers && self.class(workload.topic.durability).is_ok())
     }
 
     /// The program, if it is not named: Corelog's is beside this one, the strawman is in it, others are installed.
@@ -220,6 +228,20 @@ pub trait Session: Sync {
     /// # Errors
     /// [`Error::System`], [`Error::Peer`]. Refusals are no errors.
     fn drive(&self, plan: &Plan, window: &mut dyn Window) -> Result<(Outcome, Vec<Ledger>)>;
+
+    /// One consumer, from the topic's begin on.
+    ///
+    /// # Errors
+    /// [`Error::System`], [`Error::Peer`]; [`Error::Setup`] of a peer whose consumers cannot be measured here.
+    fn tail(&self) -> Result<Box<dyn Tail + '_>> {
+        Err(Error::Setup("this peer's consumers are not measured here: leave it out".to_owned()))
+    }
+
+    /// The peer was started again on the same folder, and listens here now.
+    ///
+    /// # Errors
+    /// [`Error::System`], [`Error::Peer`]; [`Error::Setup`] if it begins anew at each start.
+    fn moved(&mut self, address: SocketAddr) -> Result<()>;
 
     /// Reads every record back into the checker; gives how many bytes they were.
     ///

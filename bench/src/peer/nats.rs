@@ -125,6 +125,11 @@ impl super::Session for Session<'_> {
         turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
+    fn moved(&mut self, address: SocketAddr) -> Result<()> {
+        self.run.address = address;
+        Ok(())
+    }
+
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {
         let mut bytes = 0;
         for partition in 0..self.run.workload.topic.partitions {

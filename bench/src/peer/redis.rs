@@ -93,6 +93,11 @@ impl super::Session for Session<'_> {
         turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
+    fn moved(&mut self, address: SocketAddr) -> Result<()> {
+        self.run.address = address;
+        Ok(())
+    }
+
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {
         let mut connection = Connection::open(self.run.address)?;
         let mut bytes = 0;

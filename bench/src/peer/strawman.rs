@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,6 +83,10 @@ impl super::Session for Session<'_> {
             connections.push((stream, Producer::new(self.run, number)));
         }
         turns::drive(connections, plan, window, |producer| producer.turns.ledger)
+    }
+
+    fn moved(&mut self, _: SocketAddr) -> Result<()> {
+        Err(Error::Setup("the strawman begins anew at each start: leave it out of kill runs".to_owned()))
     }
 
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {

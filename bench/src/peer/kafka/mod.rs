@@ -33,8 +33,8 @@ const WARM_UP: Duration = Duration::from_secs(4);
 const MESSAGE_BYTES_MAX: usize = 128 << 20;
 /// Bytes of one fetch.
 const FETCH_BYTES: i32 = 32 << 20;
-/// Formats the node's folder, then becomes the broker. `$0`: the folder of jars, `$1`: the configuration.
-const START: &str = "java -cp \"$0/*\" kafka.tools.StorageTool format -t corelogbenchcorelogben -c \"$1\" && \
+/// Formats the node's folder if it is new, then becomes the broker. `$0`: the folder of jars, `$1`: the configuration.
+const START: &str = "java -cp \"$0/*\" kafka.tools.StorageTool format -g -t corelogbenchcorelogben -c \"$1\" && \
     exec java -Xms1g -Xmx4g -server -XX:+UseG1GC -XX:MaxGCPauseMillis=20 -XX:InitiatingHeapOccupancyPercent=35 \
     -cp \"$0/*\" kafka.Kafka \"$1\"";
 
@@ -135,7 +135,11 @@ fn create(connection: &mut Connection, topic: &str, partitions: u32) -> Result<(
     if error != 0 {
         return Err(Error::Peer(format!("error {error} when creating {topic}")));
     }
-    // What the metadata says of a leader comes before the leader knows it.
+    await_leaders(connection, topic, partitions)
+}
+
+/// Waits until each partition of a topic is led. What the metadata says of a leader comes before the leader knows it.
+fn await_leaders(connection: &mut Connection, topic: &str, partitions: u32) -> Result<()> {
     let began = Instant::now();
     for partition in 0..partitions {
         while fetched(&fetch(connection, topic, partition, 0)?).is_err() {
@@ -196,6 +200,11 @@ impl super::Session for Session<'_> {
             connections.push((stream, Producer::new(self, number)));
         }
         turns::drive(connections, plan, window, |producer| producer.turns.ledger)
+    }
+
+    fn moved(&mut self, address: SocketAddr) -> Result<()> {
+        self.run.address = address;
+        await_leaders(&mut Connection::open(address)?, &self.topic, self.run.workload.topic.partitions)
     }
 
     fn read_back(&mut self, checker: &mut Checker<'_>) -> Result<u64> {

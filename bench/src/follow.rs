@@ -1,0 +1,241 @@
+//! Consumers: they follow the load while it runs, for the time from an intended send to the consumer that has the record,
+//! or drain what it left, for the throughput of reading.
+//!
+//! Called by `run`. Invariants: every consumer sees every acknowledged record; each producer's records of a partition come in
+//! order and once; what is missing or displaced makes the run invalid. Knows no protocol: see [`Tail`].
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::measure::{Summary, histogram, nanoseconds};
+use crate::payload::Mark;
+use crate::peer::Session;
+use crate::pin::ThreadPlace;
+
+/// How long a consumer may have nothing after the load is over, when it has not everything.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long one poll waits for records.
+pub const POLL: Duration = Duration::from_millis(100);
+
+/// One consumer's side of a peer's protocol. It begins where the topic does.
+pub trait Tail: Send {
+    /// Waits for records, [`POLL`] at most, and hands over their values, each partition's in order.
+    ///
+    /// # Errors
+    /// [`Error::System`], [`Error::Peer`].
+    fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<()>;
+}
+
+/// What a run's consumers saw.
+#[derive(Clone, Debug, Serialize)]
+pub struct Followed {
+    /// How many they were.
+    pub consumers: u32,
+    /// Records that they had, together.
+    pub records: u64,
+    /// Bytes of their values.
+    pub bytes: u64,
+    /// Acknowledged records that some consumer never had.
+    pub missing: u64,
+    /// Records that came twice, out of order, or were of no producer of the run.
+    pub displaced: u64,
+    /// From the intended time to the consumer, of records that were due within the measured window.
+    pub end_to_end: Summary,
+    /// The histogram, to be merged.
+    #[serde(skip)]
+    pub latencies: Histogram<u64>,
+}
+
+impl Followed {
+    /// Whether every consumer had everything once and in order.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.missing == 0 && self.displaced == 0
+    }
+}
+
+/// What the load and its consumers share.
+#[derive(Debug)]
+pub struct Load {
+    run: u64,
+    /// Intended times that count.
+    window: std::ops::Range<u64>,
+    started: OnceLock<Instant>,
+    /// Records that each consumer is to have, once that is known.
+    records: AtomicU64,
+}
+
+impl Load {
+    /// Of a run that has not begun; intended times within `window` after its start count.
+    #[must_use]
+    pub fn new(run: u64, window: std::ops::Range<Duration>) -> Self {
+        let window = nanoseconds(window.start)..nanoseconds(window.end);
+        let records = AtomicU64::new(u64::MAX);
+        Self { run, window, started: OnceLock::new(), records }
+    }
+
+    /// Intended times count from here.
+    pub fn starts(&self, at: Instant) {
+        self.started.get_or_init(|| at);
+    }
+
+    /// The load is over, and so many records were acknowledged.
+    pub fn is_over(&self, acknowledged: u64) {
+        self.records.store(acknowledged, Ordering::Release);
+    }
+}
+
+/// Lets so many consumers read, each on a thread of its own at the same place, until all have what was acknowledged.
+///
+/// # Errors
+/// The first one's.
+pub fn follow(session: &dyn Session, consumers: u32, place: ThreadPlace, load: &Load) -> Result<Followed> {
+    let tails = (0..consumers).map(|_| session.tail()).collect::<Result<Vec<_>>>()?;
+    let seen = std::thread::scope(|scope| {
+        let threads: Vec<_> = tails
+            .into_iter()
+            .map(|tail| {
+                scope.spawn(move || {
+                    place.take()?;
+                    Consumer::new(load).run(tail)
+                })
+            })
+            .collect();
+        let ended = || Err(Error::Setup("a consumer's thread ended".to_owned()));
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| ended()))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let mut latencies = histogram();
+    let expected = load.records.load(Ordering::Acquire);
+    let (mut records, mut bytes, mut missing, mut displaced) = (0, 0, 0, 0);
+    for consumer in seen {
+        records += consumer.records;
+        bytes += consumer.bytes;
+        missing += expected.saturating_sub(consumer.records);
+        displaced += consumer.displaced;
+        // Cannot fail: all have the same bounds.
+        _ = latencies.add(&consumer.latencies);
+    }
+    let end_to_end = Summary::of(&latencies);
+    Ok(Followed { consumers, records, bytes, missing, displaced, end_to_end, latencies })
+}
+
+/// One consumer's accounts.
+struct Consumer<'a> {
+    load: &'a Load,
+    /// The sequence that follows, by producer and partition.
+    next: HashMap<(u32, u32), u64>,
+    records: u64,
+    bytes: u64,
+    displaced: u64,
+    latencies: Histogram<u64>,
+}
+
+impl<'a> Consumer<'a> {
+    fn new(load: &'a Load) -> Self {
+        Self { load, next: HashMap::new(), records: 0, bytes: 0, displaced: 0, latencies: histogram() }
+    }
+
+    fn run(mut self, mut tail: Box<dyn Tail + '_>) -> Result<Self> {
+        let mut last = Instant::now();
+        loop {
+            let expected = self.load.records.load(Ordering::Acquire);
+            let is_over = expected < u64::MAX;
+            if self.records >= expected || is_over && last.elapsed() > PATIENCE {
+                return Ok(self);
+            }
+            let before = self.records;
+            tail.poll(&mut |value| self.saw(value))?;
+            if self.records > before || !is_over {
+                last = Instant::now();
+            }
+        }
+    }
+
+    fn saw(&mut self, value: &[u8]) {
+        let Some(mark) = Mark::decode(value).filter(|mark| mark.run == self.load.run) else {
+            self.displaced += 1;
+            return;
+        };
+        // A batch that was refused leaves a gap: what is missing is found by counting.
+        let next = self.next.entry((mark.producer, mark.partition)).or_default();
+        if mark.sequence < *next {
+            self.displaced += 1;
+            return;
+        }
+        *next = mark.sequence + 1;
+        self.records += 1;
+        self.bytes += value.len() as u64;
+        if self.load.window.contains(&mark.intended_ns)
+            && let Some(started) = self.load.started.get()
+        {
+            let now = nanoseconds(started.elapsed());
+            self.latencies.saturating_record(now.saturating_sub(mark.intended_ns));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(sequence: u64, intended_ns: u64) -> Vec<u8> {
+        Mark { run: 7, producer: 0, partition: 0, sequence, intended_ns }.encode().to_vec()
+    }
+
+    fn load() -> Load {
+        Load::new(7, Duration::from_nanos(100)..Duration::from_hours(1))
+    }
+
+    /// Hands over these records, one a poll.
+    struct Scripted(Vec<Vec<u8>>);
+
+    impl Tail for Scripted {
+        fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<()> {
+            if self.0.is_empty() {
+                return Err(Error::Peer("nothing is left".to_owned()));
+            }
+            each(&self.0.remove(0));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_consumer_reads_until_it_has_what_was_acknowledged_and_no_longer() {
+        let load = load();
+        load.starts(Instant::now());
+        load.is_over(3);
+        let tail = Scripted((0..5).map(|sequence| value(sequence, 0)).collect());
+        let seen = Consumer::new(&load).run(Box::new(tail)).unwrap();
+        assert_eq!((seen.records, seen.displaced), (3, 0));
+    }
+
+    #[test]
+    fn what_comes_twice_late_or_from_elsewhere_is_displaced() {
+        let load = load();
+        let mut consumer = Consumer::new(&load);
+        for sequence in [0, 1, 1, 5, 4] {
+            consumer.saw(&value(sequence, 0));
+        }
+        consumer.saw(b"no mark");
+        assert_eq!((consumer.records, consumer.displaced), (3, 3));
+    }
+
+    #[test]
+    fn only_what_was_due_within_the_window_is_timed() {
+        let load = load();
+        load.starts(Instant::now());
+        let mut consumer = Consumer::new(&load);
+        consumer.saw(&value(0, 99));
+        consumer.saw(&value(1, 100));
+        assert_eq!((consumer.records, consumer.latencies.len()), (2, 1));
+    }
+}

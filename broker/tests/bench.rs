@@ -1,0 +1,77 @@
+//! The benchmark's runs against the real broker: what it promises of its readers and of a kill holds.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use corelog_bench::args::Driver;
+use corelog_bench::broker::Start;
+use corelog_bench::peer::Peer;
+use corelog_bench::pin::ThreadPlace;
+use corelog_bench::run::{Place, RunResult, Subject, once};
+use corelog_bench::workload::Workload;
+
+fn run(workload: &str, kill_at: Option<Duration>) -> RunResult {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let place = Place {
+        driver: Driver::Raw,
+        device_stat: None,
+        generator: ThreadPlace::default(),
+        broker: ThreadPlace::default(),
+        cpus: 1,
+        kill_at,
+        fio: false,
+        device: None,
+        quiet: None,
+    };
+    let arguments = ["journal_bytes=64MiB", "disk_bytes_max=4GiB"].map(|set| format!("--set=storage.{set}"));
+    let subject = Subject::Start(Start {
+        peer: Peer::Corelog,
+        program: Path::new(env!("CARGO_BIN_EXE_corelog")).to_owned(),
+        arguments: arguments.to_vec(),
+        folder: folder.path().to_owned(),
+        place: ThreadPlace::default(),
+    });
+    once(&Workload::parse(workload).unwrap(), 0, &subject, &place).unwrap()
+}
+
+const LOAD: &str = r#"
+    name = "readers"
+    about = "A small load."
+    [topic]
+    partitions = 3
+    [records]
+    bytes = 200
+    per_request = 10
+    [time]
+    settle_s = 0.0
+    warm_up_s = 0.1
+    measured_s = 1.0
+"#;
+
+#[test]
+fn consumers_that_follow_and_drain_have_every_record_once_and_in_order() {
+    let load = "[load]\nmode = \"open\"\nconnections = 4\nrate = 500.0\n";
+    let result = run(&format!("{LOAD}{load}[readers]\nfollowing = 2\ndraining = 3\n"), None);
+    assert!(result.is_valid(), "{:?}", result.marks);
+    let acknowledged = result.verdict.acknowledged;
+    assert!(acknowledged > 1000, "{result:?}");
+    let followed = result.followed.unwrap();
+    assert_eq!((followed.consumers, followed.records), (2, 2 * acknowledged));
+    // Each consumer times each record that was due within the window.
+    assert_eq!(followed.end_to_end.samples, 2 * 10 * result.response.samples);
+    let drained = result.drained.unwrap();
+    assert_eq!((drained.followed.consumers, drained.followed.records), (3, 3 * acknowledged));
+}
+
+#[test]
+fn a_killed_broker_has_what_it_acknowledged() {
+    let load = "[load]\nmode = \"closed\"\nconnections = 4\nin_flight = 4\n";
+    let result = run(&format!("{LOAD}{load}"), Some(Duration::from_millis(500)));
+    assert!(result.is_valid(), "{:?}", result.marks);
+    let killed = result.killed.unwrap();
+    assert!(killed.unanswered > 0 && killed.ready_after_s > 0.0, "{killed:?}");
+    assert_eq!(result.verdict.lost, 0);
+    assert!(result.verdict.acknowledged > 100 && result.verdict.read >= result.verdict.acknowledged);
+}
