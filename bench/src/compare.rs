@@ -177,7 +177,7 @@ mod tests {
         let memory = parse(&report("memory", &[100.0], 1000, "")).unwrap();
         assert!(compare(&base, &memory, 0.1).is_err());
         assert!(parse(&report("flushed", &[1.0], 1, "INVALID: 3 lost")).is_err());
-        assert!(parse(&report("flushed", &[1.0], 1, "").replace("bench/2", "bench/1")).is_err());
+        assert!(parse(&report("flushed", &[1.0], 1, "").replace(SCHEMA, "corelog-bench/1")).is_err());
         assert!(parse("{}").is_err());
     }
 }

@@ -91,19 +91,30 @@ impl Load {
     }
 }
 
-/// Lets so many consumers read, each on a thread of its own at the same place, until all have what was acknowledged.
+/// Lets so many consumers read, each on a thread of its own at the same place, until all have what was acknowledged, so many
+/// times.
 ///
 /// # Errors
 /// The first one's.
-pub fn follow(session: &dyn Session, consumers: u32, place: ThreadPlace, load: &Load) -> Result<Followed> {
-    let tails = (0..consumers).map(|_| session.tail()).collect::<Result<Vec<_>>>()?;
+pub fn follow(
+    session: &dyn Session,
+    consumers: u32,
+    rounds: u32,
+    place: ThreadPlace,
+    load: &Load,
+) -> Result<Followed> {
+    let tails = (0..consumers)
+        .map(|_| (0..rounds).map(|_| session.tail()).collect::<Result<Vec<_>>>())
+        .collect::<Result<Vec<_>>>()?;
     let seen = std::thread::scope(|scope| {
         let threads: Vec<_> = tails
             .into_iter()
-            .map(|tail| {
+            .map(|tails| {
                 scope.spawn(move || {
                     place.take()?;
-                    Consumer::new(load).run(tail)
+                    let mut consumer = Consumer::new(load);
+                    tails.into_iter().try_for_each(|tail| consumer.read(tail))?;
+                    Ok(consumer)
                 })
             })
             .collect();
@@ -114,7 +125,7 @@ pub fn follow(session: &dyn Session, consumers: u32, place: ThreadPlace, load: &
             .collect::<Result<Vec<_>>>()
     })?;
     let mut latencies = histogram();
-    let expected = load.records.load(Ordering::Acquire);
+    let expected = load.records.load(Ordering::Acquire) * u64::from(rounds);
     let (mut records, mut bytes, mut missing, mut displaced) = (0, 0, 0, 0);
     for consumer in seen {
         records += consumer.records;
@@ -144,13 +155,16 @@ impl<'a> Consumer<'a> {
         Self { load, next: HashMap::new(), records: 0, bytes: 0, displaced: 0, latencies: histogram() }
     }
 
-    fn run(mut self, mut tail: Box<dyn Tail + '_>) -> Result<Self> {
+    /// Reads from the begin until it has what was acknowledged.
+    fn read(&mut self, mut tail: Box<dyn Tail + '_>) -> Result<()> {
+        self.next.clear();
+        let before = self.records;
         let mut last = Instant::now();
         loop {
             let expected = self.load.records.load(Ordering::Acquire);
             let is_over = expected < u64::MAX;
-            if self.records >= expected || is_over && last.elapsed() > PATIENCE {
-                return Ok(self);
+            if self.records - before >= expected || is_over && last.elapsed() > PATIENCE {
+                return Ok(());
             }
             let before = self.records;
             tail.poll(&mut |value| self.saw(value))?;
@@ -214,8 +228,12 @@ mod tests {
         load.starts(Instant::now());
         load.is_over(3);
         let tail = Scripted((0..5).map(|sequence| value(sequence, 0)).collect());
-        let seen = Consumer::new(&load).run(Box::new(tail)).unwrap();
-        assert_eq!((seen.records, seen.displaced), (3, 0));
+        let mut consumer = Consumer::new(&load);
+        consumer.read(Box::new(tail)).unwrap();
+        assert_eq!((consumer.records, consumer.displaced), (3, 0));
+        // Another time, from the begin.
+        consumer.read(Box::new(Scripted((0..3).map(|sequence| value(sequence, 0)).collect()))).unwrap();
+        assert_eq!((consumer.records, consumer.displaced), (6, 0));
     }
 
     #[test]

@@ -44,7 +44,7 @@ const fn colour(peer: Peer) -> &'static str {
 pub fn page(report: &Report) -> String {
     let mut out = String::from("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">");
     _ = write!(out, "<title>corelog-bench</title><style>{STYLE}</style><h1>corelog-bench</h1>");
-    _ = write!(out, "<pre>{}</pre>", escaped(&report.machine.lines().join("\n")));
+    _ = write!(out, "<pre>{}</pre>", escaped(&head(report).join("\n")));
     _ = write!(out, "<pre>{}</pre>", escaped(&report.command.join(" ")));
     out.push_str(
         "<p>Latencies are from the intended time of sending, in microseconds. Every acknowledged record was read back \
@@ -62,6 +62,11 @@ pub fn page(report: &Report) -> String {
     configurations(&mut out, report);
     out.push_str("</html>\n");
     out
+}
+
+/// The machine and what it gives.
+fn head(report: &Report) -> Vec<String> {
+    [report.machine.lines(), report.limits.lines()].concat().into_iter().chain(report.ceiling()).collect()
 }
 
 fn kills(out: &mut String, report: &Report) {

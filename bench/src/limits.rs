@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use crate::error::{Doing, Error, Result};
+use crate::machine::microseconds;
 use crate::measure::{Percentile, histogram, nanoseconds};
 use crate::pin::ThreadPlace;
 use crate::schedule::Random;
@@ -25,6 +26,10 @@ pub const BLOCK_BYTES: usize = 4096;
 const FILE_BYTES: usize = 512 << 20;
 /// Longest write.
 const WRITE_BYTES_MAX: usize = 8 << 20;
+/// Memory that is copied and checked.
+const COPIED_BYTES: usize = 512 << 20;
+/// Length of a read.
+const READ_BYTES: usize = 256 << 10;
 /// Length of a loopback message.
 const MESSAGE_BYTES: usize = 1 << 20;
 
@@ -122,6 +127,28 @@ impl Device {
         })
     }
 
+    /// Sequential writes of a mebibyte without a flush, in megabytes (1e6) a second.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn write_rate(&self, for_time: Duration) -> Result<f64> {
+        rate_of(MESSAGE_BYTES, FILE_BYTES, for_time, |at| self.write(at, MESSAGE_BYTES))
+    }
+
+    /// Sequential reads of this size, one at a time, in megabytes (1e6) a second.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn read_rate(&self, bytes: usize, for_time: Duration) -> Result<f64> {
+        let mut memory = vec![0; bytes + BLOCK_BYTES];
+        let aligned_at = memory.as_ptr().align_offset(BLOCK_BYTES);
+        rate_of(bytes, FILE_BYTES, for_time, |at| {
+            let block = &mut memory[aligned_at..aligned_at + bytes];
+            let read = rustix::io::pread(&self.file, block, at as u64);
+            read.doing(|| format!("reading {}", self.path.display())).map(drop)
+        })
+    }
+
     /// The same by fio on the same file, so that nobody need trust this file's loop. None if fio is not installed.
     ///
     /// # Errors
@@ -182,11 +209,157 @@ impl Fio {
     }
 }
 
+/// What one processor does alone, in megabytes (1e6) a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Memory {
+    /// Copies of a mebibyte, from and to memory that is not in its caches.
+    pub copy: f64,
+    /// The batches' checksum (CRC-32C) of a mebibyte.
+    pub checksum: f64,
+}
+
+impl Memory {
+    /// Measures both at a place.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the place cannot be taken.
+    pub fn measure(place: ThreadPlace, for_time: Duration) -> Result<Self> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                place.take()?;
+                Self::here(for_time)
+            });
+            thread.join().unwrap_or_else(|_| Err(Error::Setup("the copying thread ended".to_owned())))
+        })
+    }
+
+    fn here(for_time: Duration) -> Result<Self> {
+        // More than any cache holds.
+        let mut memory = vec![7; COPIED_BYTES];
+        let half = COPIED_BYTES / 2;
+        let copy = rate_of(MESSAGE_BYTES, half, for_time, |at| {
+            memory.copy_within(at..at + MESSAGE_BYTES, half + at);
+            Ok(())
+        });
+        let checksum = rate_of(MESSAGE_BYTES, half, for_time, |at| {
+            let message = &memory[at..at + MESSAGE_BYTES];
+            std::hint::black_box(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, message));
+            Ok(())
+        });
+        Ok(Self { copy: copy?, checksum: checksum? })
+    }
+}
+
+/// Does something of this size round and round a length; megabytes (1e6) a second.
+fn rate_of(
+    bytes: usize,
+    length: usize,
+    for_time: Duration,
+    mut each: impl FnMut(usize) -> Result<()>,
+) -> Result<f64> {
+    let began = Instant::now();
+    let mut done = 0;
+    while began.elapsed() < for_time {
+        each(done % (length / bytes * bytes))?;
+        done += bytes;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "for a rate")]
+    let megabytes = done as f64 / 1e6;
+    Ok(megabytes / began.elapsed().as_secs_f64())
+}
+
+/// What the machine gives in a suite's own minutes: everything that a broker does is made of these.
+#[derive(Clone, Debug, Serialize)]
+pub struct Limits {
+    /// Sequential direct writes of 1 MiB without a flush, MB/s.
+    pub write: Option<f64>,
+    /// The same, each flushed.
+    pub write_flush: Option<WriteFlush>,
+    /// The same by fio.
+    pub fio: Option<Fio>,
+    /// Sequential direct reads of 256 KiB, one at a time, MB/s.
+    pub read: Option<f64>,
+    /// Loopback TCP from the generator's processor to the broker's.
+    pub loopback: Loopback,
+    /// The broker's processor.
+    pub memory: Memory,
+}
+
+impl Limits {
+    /// Measures everything, each for so long, at the broker's place but for loopback's other end.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn measure(
+        device: Option<&Device>,
+        broker: ThreadPlace,
+        generator: ThreadPlace,
+        for_time: Duration,
+        fio: bool,
+    ) -> Result<Self> {
+        let disk = |measure: &(dyn Fn(&Device) -> Result<f64> + Sync)| {
+            let Some(device) = device else { return Ok(None) };
+            let at_place = || {
+                broker.take()?;
+                measure(device)
+            };
+            std::thread::scope(|scope| {
+                let ended = || Err(Error::Setup("the device's thread ended".to_owned()));
+                scope.spawn(at_place).join().unwrap_or_else(|_| ended()).map(Some)
+            })
+        };
+        let write_flush = std::sync::Mutex::new(None);
+        disk(&|device| {
+            let measured = device.write_flush(MESSAGE_BYTES, for_time)?;
+            let rate = measured.mb_per_second;
+            if let Ok(mut kept) = write_flush.lock() {
+                *kept = Some(measured);
+            }
+            Ok(rate)
+        })?;
+        Ok(Self {
+            write: disk(&|device| device.write_rate(for_time))?,
+            write_flush: write_flush.into_inner().unwrap_or_default(),
+            fio: match device {
+                Some(device) if fio => device.fio(MESSAGE_BYTES, for_time * 4)?,
+                _ => None,
+            },
+            read: disk(&|device| device.read_rate(READ_BYTES, for_time))?,
+            loopback: loopback(generator, broker, for_time)?,
+            memory: Memory::measure(broker, for_time)?,
+        })
+    }
+
+    /// For a report's head and the terminal.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let rate = |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
+        let Loopback { mb_per_second, two_streams, round_trip_p50_ns, round_trip_p99_ns } = &self.loopback;
+        vec![
+            format!(
+                "device     1 MiB writes {} MB/s, each flushed {} MB/s (fio {}); 256 KiB reads {} MB/s",
+                rate(self.write),
+                rate(self.write_flush.as_ref().map(|both| both.mb_per_second)),
+                rate(self.fio.as_ref().map(|fio| fio.mb_per_second)),
+                rate(self.read),
+            ),
+            format!(
+                "loopback   {mb_per_second:.0} MB/s one stream, {two_streams:.0} two; 64 B round trip p50 {} us, p99 {} us",
+                microseconds(*round_trip_p50_ns),
+                microseconds(*round_trip_p99_ns)
+            ),
+            format!("memory     copy {:.0} MB/s, CRC-32C {:.0} MB/s", self.memory.copy, self.memory.checksum),
+        ]
+    }
+}
+
 /// Loopback TCP between two processors.
 #[derive(Clone, Debug, Serialize)]
 pub struct Loopback {
     /// Megabytes (1e6) in a second, one stream.
     pub mb_per_second: f64,
+    /// The same of two streams together.
+    pub two_streams: f64,
     /// Round trip of 64 bytes, in nanoseconds, both sides asleep in between.
     pub round_trip_p50_ns: Option<u64>,
     /// The same.
@@ -198,17 +371,8 @@ pub struct Loopback {
 /// # Errors
 /// [`Error::System`].
 pub fn loopback(from: ThreadPlace, to: ThreadPlace, for_time: Duration) -> Result<Loopback> {
-    let (mut sender, receiver) = pair()?;
-    let sink = std::thread::spawn(move || sink(receiver, to));
-    let sent = std::thread::scope(|scope| {
-        let source = scope.spawn(|| {
-            from.take()?;
-            stream_for(&mut sender, for_time)
-        });
-        source.join().unwrap_or_else(|_| Err(Error::Setup("the sending thread ended".to_owned())))
-    })?;
-    drop(sender);
-    drop(sink.join());
+    let mb_per_second = streams(1, from, to, for_time)?;
+    let two_streams = streams(2, from, to, for_time)?;
     let (mut asking, answering) = pair()?;
     let echo = std::thread::spawn(move || echo(answering, to));
     let round_trips = std::thread::scope(|scope| {
@@ -221,9 +385,29 @@ pub fn loopback(from: ThreadPlace, to: ThreadPlace, for_time: Duration) -> Resul
     drop(asking);
     drop(echo.join());
     Ok(Loopback {
-        mb_per_second: sent,
+        mb_per_second,
+        two_streams,
         round_trip_p50_ns: Percentile::P50.of(&round_trips),
         round_trip_p99_ns: Percentile::P99.of(&round_trips),
+    })
+}
+
+/// The rate of so many streams together.
+fn streams(count: usize, from: ThreadPlace, to: ThreadPlace, for_time: Duration) -> Result<f64> {
+    let pairs = (0..count).map(|_| pair()).collect::<Result<Vec<_>>>()?;
+    std::thread::scope(|scope| {
+        let sources: Vec<_> = pairs
+            .into_iter()
+            .map(|(mut sender, receiver)| {
+                scope.spawn(move || sink(receiver, to));
+                scope.spawn(move || {
+                    from.take()?;
+                    stream_for(&mut sender, for_time)
+                })
+            })
+            .collect();
+        let ended = || Err(Error::Setup("the sending thread ended".to_owned()));
+        sources.into_iter().map(|source| source.join().unwrap_or_else(|_| ended())).sum()
     })
 }
 

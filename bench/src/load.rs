@@ -17,7 +17,7 @@ use crate::peer::Session;
 use crate::pin;
 use crate::run::Place;
 use crate::tally::{Outcome, Plan, Window};
-use crate::workload::Workload;
+use crate::workload::{Readers, Workload};
 
 /// How much longer than until its kill a broker could be under load.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -71,7 +71,7 @@ pub fn load(
             Ok((outcome, Audit { seconds: at.as_secs_f64(), ..Audit::default() }, ledgers))
         });
         let consumers = (following > 0)
-            .then(|| scope.spawn(move || follow::follow(session, following, place.generator, shared)));
+            .then(|| scope.spawn(move || follow::follow(session, following, 1, place.generator, shared)));
         if let (Some(at), Some(pid), Ok(began)) = (place.kill_at, watch.broker, begins.recv()) {
             kill(pid, at.saturating_sub(began.elapsed()))?;
         }
@@ -118,12 +118,13 @@ pub fn drain(
     shared.is_over(ledgers.iter().map(Ledger::records_acknowledged).sum());
     let before = watch.snapshot()?;
     let began = Instant::now();
-    let followed = follow::follow(session, workload.readers.draining, place.generator, &shared)?;
+    let Readers { draining, rounds, cold, .. } = workload.readers;
+    let followed = follow::follow(session, draining, rounds, place.generator, &shared)?;
     let seconds = began.elapsed().as_secs_f64();
     let audit = Audit::between(&before, &watch.snapshot()?, seconds);
     #[expect(clippy::cast_precision_loss, reason = "for a rate")]
     let mb_per_second = followed.bytes as f64 / 1e6 / seconds;
-    Ok(Drained { cold: workload.readers.cold, followed, seconds, mb_per_second, audit })
+    Ok(Drained { cold, followed, seconds, mb_per_second, audit })
 }
 
 /// Kills a process so much later.

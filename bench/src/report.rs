@@ -7,15 +7,20 @@ use std::fmt::{self, Write as _};
 
 use serde::Serialize;
 
-use crate::limits::Loopback;
+use crate::limits::Limits;
 use crate::machine::{Machine, microseconds};
 use crate::measure::{Latencies, Summary};
 use crate::peer::Peer;
 use crate::run::RunResult;
-use crate::workload::Workload;
+use crate::workload::{Load, Workload};
 
 /// Version of the JSON's layout: raised when a field changes its meaning or goes.
-pub const SCHEMA: &str = "corelog-bench/2";
+pub const SCHEMA: &str = "corelog-bench/3";
+
+/// Bytes of a request that count as a mebibyte: a thousand records of a kilobyte.
+const LARGE_BYTES: usize = 1_000_000;
+/// Share of fio's figure from which the strawman counts.
+const CEILING_SHARE: f64 = 0.8;
 
 /// Everything that was measured in one call.
 #[derive(Debug, Serialize)]
@@ -26,8 +31,8 @@ pub struct Report {
     pub command: Vec<String>,
     /// Where.
     pub machine: Machine,
-    /// Loopback TCP, from the generator's processor to the broker's.
-    pub loopback: Option<Loopback>,
+    /// What the machine gives without a broker.
+    pub limits: Limits,
     /// What was run.
     pub workloads: Vec<Workload>,
     /// Each repeat of each workload, in the order in which they ran.
@@ -118,14 +123,8 @@ impl Report {
         for line in self.machine.lines() {
             _ = writeln!(text, "{line}");
         }
-        if let Some(loopback) = &self.loopback {
-            _ = writeln!(
-                text,
-                "loopback   {} MB/s one stream; 64 B round trip p50 {} us, p99 {} us",
-                grouped(loopback.mb_per_second, 0),
-                microseconds(loopback.round_trip_p50_ns),
-                microseconds(loopback.round_trip_p99_ns)
-            );
+        for line in self.limits.lines().into_iter().chain(self.ceiling()) {
+            _ = writeln!(text, "{line}");
         }
         if self.is_of_kills() {
             _ = writeln!(text, "\n{KILLS_CAPTION}\n");
@@ -167,6 +166,26 @@ impl Report {
             }
         }
         text
+    }
+
+    /// Whether the strawman may stand for the machine: what it does with four requests of a mebibyte in flight, against what
+    /// fio does with one write and flush at a time. None if neither was measured.
+    #[must_use]
+    pub fn ceiling(&self) -> Option<String> {
+        let fio = self.limits.fio.as_ref()?.mb_per_second;
+        let large = |workload: &&Workload| {
+            let bytes = workload.records.bytes * workload.records.per_request as usize;
+            let four = matches!(workload.load, Load::Closed { connections, in_flight, .. } if connections * in_flight == 4);
+            four && bytes >= LARGE_BYTES
+        };
+        let workload = self.workloads.iter().find(large)?;
+        let runs = self.runs.iter().filter(|run| run.peer == Peer::Strawman && run.workload == workload.name);
+        let share = Spread::of(runs.map(|run| run.mb_per_second))?.median() / fio;
+        let counts = if share >= CEILING_SHARE { "counts" } else { "does NOT count" };
+        Some(format!(
+            "strawman   {share:.2} of fio's 1 MiB write and flush ({}): it {counts} as the machine's ceiling (from {CEILING_SHARE} on)",
+            workload.name
+        ))
     }
 
     /// Whether every run may be reported.

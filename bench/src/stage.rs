@@ -10,7 +10,7 @@ use crate::args::{Driver, OutputArguments, PlaceArguments, SubjectArguments};
 use crate::broker::Start;
 use crate::canary::Canary;
 use crate::error::{Doing, Error, Result};
-use crate::limits::{BLOCK_BYTES, Device, loopback};
+use crate::limits::{BLOCK_BYTES, Device, Limits};
 use crate::machine::{Machine, microseconds};
 use crate::peer::Peer;
 use crate::pin::ThreadPlace;
@@ -21,8 +21,8 @@ use crate::{hlog, html};
 
 /// How long flushes are measured for the header: enough for a p99.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
-/// How long loopback is measured.
-const LOOPBACK_TIME: Duration = Duration::from_secs(1);
+/// How long each limit is measured.
+const LIMIT_TIME: Duration = Duration::from_millis(500);
 
 /// Where runs take place, and what they have given.
 #[derive(Debug)]
@@ -71,12 +71,13 @@ impl Stage {
         };
         machine.flush_4k = measure_device(&place, BLOCK_BYTES, FLUSH_TIME)?;
         place.quiet = Some(Canary::sing(generator_place, machine.flush_4k.as_ref())?);
-        let loopback = Some(loopback(generator_place, broker_place, LOOPBACK_TIME)?);
+        let limits =
+            Limits::measure(place.device.as_ref(), broker_place, generator_place, LIMIT_TIME, place.fio)?;
         let report = Report {
             schema: SCHEMA,
             command: std::env::args().collect(),
             machine,
-            loopback,
+            limits,
             workloads: Vec::new(),
             runs: Vec::new(),
         };

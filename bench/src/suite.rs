@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::args::{EffortArguments, LimitsArguments, RunArguments, SuiteArguments};
 use crate::error::{Doing, Error, Result};
-use crate::limits::{BLOCK_BYTES, Device, loopback};
+use crate::limits::{BLOCK_BYTES, Device, Limits};
 use crate::machine::{Machine, microseconds};
 use crate::stage::{Stage, folder, pinning, seconds, thread_places};
 use crate::workload::Workload;
@@ -98,13 +98,12 @@ pub fn limits(arguments: &LimitsArguments) -> Result<()> {
             fio.map_or_else(|| "-".to_owned(), |fio| format!("{:.1}", fio.mb_per_second))
         );
     }
-    let loopback = loopback(generator_place, broker_place, for_time)?;
-    println!(
-        "\nloopback TCP: {:.0} MB/s one stream; 64 B round trip p50 {} us, p99 {} us",
-        loopback.mb_per_second,
-        microseconds(loopback.round_trip_p50_ns),
-        microseconds(loopback.round_trip_p99_ns)
-    );
+    println!();
+    let limits =
+        Limits::measure(Some(&device), broker_place, generator_place, for_time, arguments.place.fio)?;
+    for line in limits.lines() {
+        println!("{line}");
+    }
     Ok(())
 }
 

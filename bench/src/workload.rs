@@ -38,15 +38,23 @@ pub struct Workload {
 }
 
 /// Consumers. Whether or not there are any, all is read back and checked at the end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Readers {
     /// So many follow the load: each has every record, and is timed from the record's intended time.
     pub following: u32,
     /// So many read everything from the begin once the load is over.
     pub draining: u32,
+    /// How often they do.
+    pub rounds: u32,
     /// The broker is stopped and started before they do, and the system's page cache dropped.
     pub cold: bool,
+}
+
+impl Default for Readers {
+    fn default() -> Self {
+        Self { following: 0, draining: 0, rounds: 1, cold: false }
+    }
 }
 
 /// Most consumers of a workload, a thread each.
@@ -285,6 +293,9 @@ impl Workload {
         if self.readers.following.max(self.readers.draining) > READERS_MAX {
             return fail(format!("there may be {READERS_MAX} readers of a kind"));
         }
+        if self.readers.rounds == 0 {
+            return fail("readers.rounds must be 1 or more".to_owned());
+        }
         if self.readers.cold && self.readers.draining == 0 {
             return fail("readers.cold is said of readers.draining, of which there are none".to_owned());
         }
@@ -341,6 +352,7 @@ mod tests {
             ("\"open\"", "\"half\""),
             ("[topic]", "[readers]\ncold = true\n[topic]"),
             ("[topic]", "[readers]\nfollowing = 1001\n[topic]"),
+            ("[topic]", "[readers]\nrounds = 0\n[topic]"),
         ] {
             assert!(OPEN.contains(from));
             assert!(Workload::parse(&OPEN.replace(from, to)).is_err(), "{to}");
