@@ -1,12 +1,12 @@
 # Thin on purpose: what a target does is in deploy/tools/, one small script each.
 .DEFAULT_GOAL := help
-.PHONY: help run stop test acceptance bench fuzz sim fmt lint docs deny
+.PHONY: help run stop test acceptance bench bench-full fuzz sim fmt lint docs deny
 
 # Settings of single targets, given as `make TARGET NAME=value`.
-export FILE PORT ADMIN_PORT SEED SEEDS TRACE ARGS FUZZ_SECONDS BENCH_PEERS
+export FILE PORT ADMIN_PORT SEED SEEDS TRACE ARGS FUZZ_SECONDS BENCH_PEERS BENCH_REPEAT
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: ## build, start a broker, send a file through it and compare (FILE=, PORT=, ADMIN_PORT=)
 	@sh deploy/tools/run.sh
@@ -22,6 +22,9 @@ acceptance: ## figures of a release build against their targets; long (what can 
 
 bench: ## three scenarios, with the peers that are installed by turns (BENCH_PEERS=, ARGS="run --help")
 	@sh deploy/tools/bench.sh
+
+bench-full: ## every scenario and peer, kills, and the highest rates; hours (BENCH_PEERS=, BENCH_REPEAT=)
+	@BENCH_FULL=1 sh deploy/tools/bench.sh
 
 fuzz: ## every fuzz target, FUZZ_SECONDS=300 each (installs cargo-fuzz)
 	@sh deploy/tools/fuzz.sh

@@ -116,7 +116,8 @@ impl Peer {
     #[must_use]
     pub fn takes(self, workload: &Workload) -> bool {
         let readers = workload.readers.following + workload.readers.draining > 0;
-        self == Self::Corelog || (!readers && self.class(workload.topic.durability).is_ok())
+        let reads = !matches!(self, Self::Strawman | Self::Nats);
+        (reads || !readers) && self.class(workload.topic.durability).is_ok()
     }
 
     /// The program, if it is not named: Corelog's is beside this one, the strawman is in it, others are installed.

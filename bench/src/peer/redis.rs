@@ -20,6 +20,7 @@ use super::{Run, free_port};
 use crate::check::{Checker, Ledger};
 use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
+use crate::follow::{self, Tail};
 use crate::payload::{MARK_BYTES, Mark};
 use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
@@ -93,6 +94,13 @@ impl super::Session for Session<'_> {
         turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
+    fn tail(&self) -> Result<Box<dyn Tail + '_>> {
+        let partitions = self.run.workload.topic.partitions;
+        let name = |partition| (key(self.run.number, partition), "0-0".to_owned());
+        let connection = Connection::open(self.run.address)?;
+        Ok(Box::new(Following { connection, last: (0..partitions).map(name).collect() }))
+    }
+
     fn moved(&mut self, address: SocketAddr) -> Result<()> {
         self.run.address = address;
         Ok(())
@@ -130,6 +138,37 @@ impl super::Session for Session<'_> {
         let mut connection = Connection::open(self.run.address)?;
         for partition in 0..self.run.workload.topic.partitions {
             connection.ask(&["DEL", &key(self.run.number, partition)])?;
+        }
+        Ok(())
+    }
+}
+
+/// A consumer of all streams.
+struct Following {
+    connection: Connection,
+    /// Each stream and the last entry that was read.
+    last: Vec<(String, String)>,
+}
+
+impl Tail for Following {
+    fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let (wait, count) = (follow::POLL.as_millis().to_string(), READ_RECORDS.to_string());
+        let mut words = vec!["XREAD", "COUNT", &count, "BLOCK", &wait, "STREAMS"];
+        words.extend(self.last.iter().map(|(key, _)| &**key));
+        words.extend(self.last.iter().map(|(_, last)| &**last));
+        let Value::Array(streams) = self.connection.ask(&words)? else {
+            return Err(Error::Peer("XREAD gave no array".to_owned()));
+        };
+        for stream in streams {
+            let Value::Array(parts) = stream else { continue };
+            let [Value::Bulk(key), Value::Array(entries)] = &parts[..] else { continue };
+            let known = self.last.iter_mut().find(|(name, _)| name.as_bytes() == key);
+            let Some((_, last)) = known else { continue };
+            for one in entries {
+                let (id, value) = entry(one)?;
+                each(value);
+                *last = id;
+            }
         }
         Ok(())
     }
@@ -328,6 +367,8 @@ fn value(from: &mut impl BufRead) -> Result<Value> {
             bytes.truncate(bytes.len() - 2);
             Ok(Value::Bulk(bytes))
         }
+        // Nothing came before a wait was over.
+        "*" if rest == "-1" => Ok(Value::Array(Vec::new())),
         "*" => (0..number(rest)?).map(|_| value(from)).collect::<Result<_>>().map(Value::Array),
         _ => Err(Error::Peer(text.to_owned())),
     }

@@ -19,6 +19,7 @@ use super::{Run, free_port};
 use crate::check::{Checker, Ledger};
 use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
+use crate::follow::{self, Tail};
 use crate::payload::MARK_BYTES;
 use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
@@ -142,7 +143,7 @@ fn create(connection: &mut Connection, topic: &str, partitions: u32) -> Result<(
 fn await_leaders(connection: &mut Connection, topic: &str, partitions: u32) -> Result<()> {
     let began = Instant::now();
     for partition in 0..partitions {
-        while fetched(&fetch(connection, topic, partition, 0)?).is_err() {
+        while fetched(&fetch(connection, topic, partition, 0, Duration::ZERO)?).is_err() {
             if began.elapsed() > PATIENCE {
                 return Err(Error::Peer(format!("{topic}-{partition} is not led after {PATIENCE:?}")));
             }
@@ -152,10 +153,24 @@ fn await_leaders(connection: &mut Connection, topic: &str, partitions: u32) -> R
     Ok(())
 }
 
-/// The answer to a fetch from one partition, which does not wait for records.
-fn fetch(connection: &mut Connection, topic: &str, partition: u32, offset: u64) -> Result<Vec<u8>> {
+/// The answer to a fetch from one partition, which waits so long for records.
+fn fetch(
+    connection: &mut Connection,
+    topic: &str,
+    partition: u32,
+    offset: u64,
+    wait: Duration,
+) -> Result<Vec<u8>> {
     let mut request = Writer::request(Api::Fetch, connection.correlate());
-    request.i32(-1).i32(0).i32(1).i32(FETCH_BYTES).i8(0).i32(1).string(topic).i32(1);
+    request
+        .i32(-1)
+        .i32(i32::try_from(wait.as_millis()).unwrap_or(i32::MAX))
+        .i32(1)
+        .i32(FETCH_BYTES)
+        .i8(0)
+        .i32(1)
+        .string(topic)
+        .i32(1);
     request.i32(partition.cast_signed()).i64(i64::try_from(offset).unwrap_or(i64::MAX)).i32(FETCH_BYTES);
     connection.ask(request)
 }
@@ -202,6 +217,13 @@ impl super::Session for Session<'_> {
         turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
+    fn tail(&self) -> Result<Box<dyn Tail + '_>> {
+        let connection = Connection::open(self.run.address)?;
+        let partitions = self.run.workload.topic.partitions;
+        let next = (0..partitions).map(|partition| (partition, 0)).collect();
+        Ok(Box::new(Following { connection, topic: &self.topic, wait: follow::POLL / partitions, next }))
+    }
+
     fn moved(&mut self, address: SocketAddr) -> Result<()> {
         self.run.address = address;
         await_leaders(&mut Connection::open(address)?, &self.topic, self.run.workload.topic.partitions)
@@ -214,7 +236,7 @@ impl super::Session for Session<'_> {
             checker.begin(partition, 0);
             let mut next = 0;
             loop {
-                let answer = fetch(&mut connection, &self.topic, partition, next)?;
+                let answer = fetch(&mut connection, &self.topic, partition, next, Duration::ZERO)?;
                 let (end, records) = fetched(&answer)?;
                 let from = next;
                 wire::records(records, |offset, value| {
@@ -239,6 +261,35 @@ impl super::Session for Session<'_> {
 
     fn remove(&mut self) -> Result<()> {
         delete(&mut Connection::open(self.run.address)?, &self.topic)
+    }
+}
+
+/// A consumer of all partitions, one after the other.
+#[derive(Debug)]
+struct Following<'a> {
+    connection: Connection,
+    topic: &'a str,
+    /// How long one partition is waited for.
+    wait: Duration,
+    /// Each partition and the offset that follows what was read.
+    next: Vec<(u32, u64)>,
+}
+
+impl Tail for Following<'_> {
+    fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<()> {
+        for (partition, next) in &mut self.next {
+            let answer = fetch(&mut self.connection, self.topic, *partition, *next, self.wait)?;
+            let (_, records) = fetched(&answer)?;
+            let from = *next;
+            wire::records(records, |offset, value| {
+                // A fetch begins with the batch that holds the first record wanted.
+                if offset >= from {
+                    each(value);
+                    *next = offset + 1;
+                }
+            })?;
+        }
+        Ok(())
     }
 }
 
