@@ -169,6 +169,7 @@ pub struct Checker<'a> {
     ledgers: &'a [Ledger],
     verdict: Verdict,
     partition: u32,
+    read_of_partition: u64,
     offset_next: u64,
     /// The log does not begin at 0: retention took records, so the first ones may be missing.
     shortened: bool,
@@ -185,14 +186,19 @@ impl<'a> Checker<'a> {
             ledgers,
             verdict: Verdict { acknowledged, ..Verdict::default() },
             partition: 0,
+            read_of_partition: 0,
             offset_next: 0,
             shortened: false,
             seen: Vec::new(),
         }
     }
 
-    /// Begins a partition whose log starts at this offset.
+    /// Begins a partition whose log starts at this offset; the same one anew if retention took its begin meanwhile.
     pub fn begin(&mut self, partition: u32, log_start: u64) {
+        if partition == self.partition {
+            self.verdict.read -= self.read_of_partition;
+        }
+        self.read_of_partition = 0;
         self.partition = partition;
         self.offset_next = log_start;
         self.shortened = log_start > 0;
@@ -202,6 +208,7 @@ impl<'a> Checker<'a> {
     /// Takes the next record of the partition.
     pub fn record(&mut self, offset: u64, value: Option<&[u8]>) {
         self.verdict.read += 1;
+        self.read_of_partition += 1;
         let (partition, expected) = (self.partition, self.offset_next);
         if offset != expected {
             self.verdict.misplaced += 1;

@@ -187,7 +187,7 @@ impl Connection {
             let [row] = &answer.rows[..] else {
                 return Err(Error::Peer(format!("{} rows where one was asked for", answer.rows.len())));
             };
-            if row.error == ErrorCode::OffsetOutOfRange && offset.is_none() && row.log_start.get() > 0 {
+            if row.error == ErrorCode::OffsetOutOfRange && row.log_start.get() > offset.unwrap_or(0) {
                 checker.begin(tp.partition, row.log_start.get());
                 offset = Some(row.log_start.get());
                 continue;
