@@ -21,6 +21,7 @@ mod merge;
 mod mesh;
 mod metrics;
 mod output;
+mod payload;
 mod pending;
 mod read;
 mod reply;

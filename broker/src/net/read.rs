@@ -11,6 +11,7 @@ use super::config::{
 };
 use super::connection::{Connection, Reading};
 use super::metrics::Cause;
+use super::payload::Payload;
 use super::{Inner, connection::End};
 use corelog_wire::frame::PRELUDE_BYTES;
 use futures_lite::future::or;
@@ -109,8 +110,8 @@ impl FrameReader {
         Ok(())
     }
 
-    /// The next `count` bytes as a payload of their own. The memory grows fourfold as bytes arrive, so one that is
-    /// announced and not sent costs its first step.
+    /// The next `count` bytes as a payload of their own: in memory that is idle, if some is of that size, else in memory that
+    /// grows fourfold as bytes arrive. Either way one that is announced and not sent is charged its first step only.
     pub(super) async fn payload(
         &mut self,
         net: &Inner,
@@ -123,6 +124,9 @@ impl FrameReader {
         };
         let mut payload = Vec::new();
         take(net, connection, charge, REQUEST_OVERHEAD_BYTES, missing(&payload, self)).await?;
+        if let Some(memory) = Payload::idle(count) {
+            return self.payload_into(net, connection, count, charge, memory).await;
+        }
         while payload.len() < count {
             if payload.len() == payload.capacity() {
                 let step = PAYLOAD_STEP_BYTES.max(3 * payload.len()).min(count - payload.len());
@@ -152,6 +156,48 @@ impl FrameReader {
             self.buffer.extend_from_slice(&payload.split_off(count));
         }
         Ok(payload)
+    }
+
+    /// The next `count` bytes in memory that is long enough.
+    async fn payload_into(
+        &mut self,
+        net: &Inner,
+        connection: &Connection,
+        count: usize,
+        charge: &mut Charge,
+        mut memory: Vec<u8>,
+    ) -> Result<Vec<u8>, Stop> {
+        let (mut filled, mut charged) = (0, 0);
+        while filled < count {
+            if filled == charged {
+                let step = PAYLOAD_STEP_BYTES.max(3 * filled).min(count - filled);
+                let missing = count.saturating_sub(filled).saturating_sub(self.available());
+                take(net, connection, charge, step, missing).await?;
+                charged += step;
+            }
+            let ready = self.available().min(charged - filled);
+            if ready > 0 {
+                memory[filled..filled + ready].copy_from_slice(self.peek(ready));
+                self.consume(ready);
+                filled += ready;
+                continue;
+            }
+            match connection.socket.try_receive_into(&mut memory[filled..charged]) {
+                Ok(Some(0)) => return Err(Stop(End::Closed(Cause::Broken))),
+                Ok(Some(received)) => {
+                    filled += received;
+                    net.received(connection, received);
+                }
+                Ok(None) => self.wait(connection).await?,
+                Err(_) => return Err(stopped(connection)),
+            }
+            if let Some(end) = connection.ended() {
+                return Err(Stop(end));
+            }
+            crate::rt::yield_if_needed().await;
+        }
+        memory.truncate(count);
+        Ok(memory)
     }
 
     /// Receives and drops `count` bytes.

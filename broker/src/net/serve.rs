@@ -10,6 +10,7 @@ use super::config::{CAPS, LINGER_BYTES_MAX, VERSION_MAX, VERSION_MIN, caps};
 use super::connection::{Connection, End, Reading};
 use super::mesh::{Greeting, HandedOver, Reply, ToShard};
 use super::metrics::Cause;
+use super::payload::Payload;
 use super::read::{FrameReader, Stop};
 use super::reply::{Addressee, Ticket};
 use bytes::Bytes;
@@ -37,7 +38,7 @@ pub(super) struct Frame {
 
 /// A payload and its frame's charge, which ends with the last reference to it, wherever that is.
 struct Charged {
-    bytes: Vec<u8>,
+    bytes: Payload,
     _charge: Charge,
 }
 
@@ -169,7 +170,7 @@ impl Inner {
             (Bytes::new(), charge)
         } else {
             let bytes = reader.payload(self, connection, payload_bytes, &mut charge).await?;
-            (Bytes::from_owner(Charged { bytes, _charge: charge }), pool.empty_charge())
+            (Bytes::from_owner(Charged { bytes: Payload::new(bytes), _charge: charge }), pool.empty_charge())
         };
         let arrived = Instant::now();
         let correlation = prelude.correlation;
