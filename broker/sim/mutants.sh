@@ -9,6 +9,8 @@ ack_max_not_prefix
 buffer_reused
 checkpoint_before_its_journal
 destages_what_is_not_durable
+direct_not_flushed
+direct_overtakes_the_journal
 door_takes_any_topic
 duplicate_acked_at_once
 duplicates_appended
@@ -22,6 +24,7 @@ no_folder_flush
 old_producer_epoch_appends
 recovery_cuts_at_first_bad
 recovery_takes_stale_commits
+recycles_what_is_being_read
 refused_what_may_land
 ring_ignores_older_slot
 session_before_flush

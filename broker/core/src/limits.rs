@@ -34,6 +34,14 @@ pub const JOURNAL_BYTES_MIN: u64 = 64 * MIB;
 pub const JOURNAL_BYTES_DEFAULT: u64 = 256 * MIB;
 /// Largest commit: header, entries and padding. One largest batch always fits beside control entries.
 pub const COMMIT_BYTES_MAX: u64 = 12 * MIB;
+/// Bytes of a commit's batches that go to segments alone; one batch may be larger.
+pub const DIRECT_BYTES_MAX: u64 = 8 * MIB;
+/// A partition whose waiting batches have so many bytes, or this share of the ring, writes them to its segment alone.
+pub const DIRECT_BYTES_MIN: u64 = 512 * KIB;
+/// See [`DIRECT_BYTES_MIN`]: one in so many.
+pub const DIRECT_SHARE: u64 = 64;
+/// A partition that did so last goes on with one in so many of that.
+pub const DIRECT_AGAIN_SHARE: u64 = 8;
 /// Commits under way at once: one being flushed while the next is written.
 pub const COMMITS_IN_FLIGHT_MAX: usize = 2;
 /// Share of the ring that batches leave free: one in this many. Log starts and marks may use the first half of it, extents

@@ -15,6 +15,7 @@ use crate::journal::{
 use crate::log::{Log, Place, ReplayFault};
 use crate::shard::{CheckpointWrite, Recovering, Shard, ShardConfig};
 use bytes::Bytes;
+use corelog_wire::batch::{BatchHeader, Stamp};
 use corelog_wire::ids::TopicPartition;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -296,7 +297,9 @@ impl Recovery {
             undestaged_bytes: self.logs.values().map(undestaged).sum(),
             older_slot: self.older_slot,
         };
-        let in_memory = self.kept.iter().map(|(at, _, partitions)| (*at, partitions.clone())).collect();
+        let kept = self.kept.iter();
+        let in_memory =
+            kept.map(|(at, bytes, partitions)| (*at, bytes.len() as u64, partitions.clone())).collect();
         let shard = Shard::recovered(Recovering {
             config: self.config,
             session,
@@ -337,31 +340,21 @@ impl Recovery {
 
     fn replay_entry(&mut self, at: Position, view: EntryView, placed: &mut BTreeSet<TopicPartition>) {
         match view {
-            EntryView::Batch { tp, segment_use, at_in_commit, bytes, header, stamp } => {
-                let place = Place {
-                    base: stamp.base_offset,
-                    end: crate::log::batch_end(&header, stamp.base_offset),
-                    position: at.plus(u64::from(at_in_commit)),
-                    bytes,
-                    segment_use,
-                    max_timestamp_ms: header.max_timestamp_ms,
-                };
-                self.next_use = self.next_use.max(segment_use);
-                let log = self.logs.entry(tp).or_insert_with(|| Log::new(tp));
-                let known_end = log.end();
-                match log.replay(&header, &stamp, place) {
-                    Ok(()) => {
-                        if log.end() > known_end {
-                            self.replayed_batches += 1;
-                            self.replayed_bytes += u64::from(bytes);
-                        }
-                        if log.tail.end() == Some(place.end) {
-                            placed.insert(tp);
-                        }
-                    }
-                    // The rest of a partition that a later entry removes.
-                    Err(fault) => drop(self.orphans.entry(tp).or_insert((at, fault))),
+            EntryView::Batch { tp, segment_use, at_in_commit, header, stamp, .. } => {
+                let position = at.plus(u64::from(at_in_commit));
+                let place = place(&header, &stamp, segment_use, position);
+                if let Some(log) =
+                    self.replay_batch(at, tp, &place, |log, place| log.replay(&header, &stamp, *place))
+                    && log.tail.end() == Some(place.end)
+                {
+                    placed.insert(tp);
                 }
+            }
+            EntryView::Direct { tp, segment_use, file_position, header, stamp } => {
+                let place = place(&header, &stamp, segment_use, at);
+                self.replay_batch(at, tp, &place, |log, place| {
+                    log.replay_direct(&header, &stamp, place, file_position)
+                });
             }
             EntryView::Extent(extent) => {
                 let tp = extent.segment.tp;
@@ -387,6 +380,29 @@ impl Recovery {
         }
     }
 
+    /// Takes a batch to its log, which it gives unless the two contradict each other.
+    fn replay_batch(
+        &mut self,
+        at: Position,
+        tp: TopicPartition,
+        place: &Place,
+        replay: impl FnOnce(&mut Log, &Place) -> Result<(), ReplayFault>,
+    ) -> Option<&Log> {
+        self.next_use = self.next_use.max(place.segment_use);
+        let log = self.logs.entry(tp).or_insert_with(|| Log::new(tp));
+        let known_end = log.end();
+        if let Err(fault) = replay(log, place) {
+            // The rest of a partition that a later entry removes.
+            self.orphans.entry(tp).or_insert((at, fault));
+            return None;
+        }
+        if log.end() > known_end {
+            self.replayed_batches += 1;
+            self.replayed_bytes += u64::from(place.bytes);
+        }
+        Some(log)
+    }
+
     /// Lets go of commits whose batches all reached segments later in the journal.
     fn drop_needless(&mut self) {
         let logs = &self.logs;
@@ -402,6 +418,19 @@ impl Recovery {
                 None => log.tail.clear(),
             }
         }
+    }
+}
+
+/// Where a batch of the journal lies.
+fn place(header: &BatchHeader, stamp: &Stamp, segment_use: SegmentUse, position: Position) -> Place {
+    Place {
+        base: stamp.base_offset,
+        end: crate::log::batch_end(header, stamp.base_offset),
+        position,
+        direct: None,
+        bytes: header.batch_bytes,
+        segment_use,
+        max_timestamp_ms: header.max_timestamp_ms,
     }
 }
 

@@ -41,6 +41,7 @@ fn log(partition: u32) -> Log {
             base: stamp.base_offset,
             end: batch_end(&header, stamp.base_offset),
             position: Position::new(base * BLOCK as u64),
+            direct: None,
             bytes: header.batch_bytes,
             segment_use: SegmentUse(1 + partition),
             max_timestamp_ms: header.max_timestamp_ms,
@@ -77,6 +78,7 @@ fn check(slot: &[u8]) {
         ring_bytes: RING_BYTES,
         tail_cache_bytes: 1 << 20,
         disk_bytes_max: 1 << 30,
+        recycled_bytes_max: 0,
         prewrite: false,
     };
     let slots = [Some(slot.to_vec()), None];

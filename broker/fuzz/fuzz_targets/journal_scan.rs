@@ -85,6 +85,7 @@ fn recover(file: &[u8], ring_bytes: u64, from: Position, flushed_to: Position) {
         ring_bytes,
         tail_cache_bytes: 1 << 20,
         disk_bytes_max: 1 << 30,
+        recycled_bytes_max: 0,
         prewrite: false,
     };
     let header = SlotHeader {

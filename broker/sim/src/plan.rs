@@ -102,6 +102,8 @@ pub struct Plan {
     pub tail_cache_bytes: u64,
     /// Disk budget of each shard.
     pub disk_bytes_max: u64,
+    /// What files may take that wait to be used again.
+    pub recycled_bytes_max: u64,
     /// Whether the ring is written once in the background.
     pub prewrite: bool,
     /// Bytes of a segment read.
@@ -168,6 +170,8 @@ impl Plan {
                 &[64 * KIB, MIB, 8 * MIB]
             }),
             disk_bytes_max: tight.unwrap_or(128 * MIB),
+            // By another generator, so that what older seeds do stays what it was.
+            recycled_bytes_max: Rng::new(!seed).pick(&[0, MIB, 16 * MIB, 64 * MIB]),
             prewrite: rng.percent(50),
             chunk_bytes: rng.pick(&[4 * KIB, 16 * KIB, 64 * KIB]),
             inputs_max: rng.pick(&[1, 4, 64]),
@@ -200,6 +204,7 @@ impl Plan {
             ring_bytes: self.ring_bytes,
             tail_cache_bytes: self.tail_cache_bytes,
             disk_bytes_max: self.disk_bytes_max,
+            recycled_bytes_max: self.recycled_bytes_max,
             prewrite: self.prewrite,
         }
     }

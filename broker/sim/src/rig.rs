@@ -59,6 +59,7 @@ impl Rig {
             ring_bytes,
             tail_cache_bytes: 0,
             disk_bytes_max: 64 << 20,
+            recycled_bytes_max: 8 << 20,
             prewrite: false,
         };
         let id = TopicId::from_bytes([7; 16]);

@@ -5,7 +5,7 @@
 //! what recovery may cut and what it may not. Invariant: commits are in order of position without gaps.
 
 use crate::disk::{Disk, FileId};
-use corelog_core::journal::{Commit, Entry, ExtentEntry, Position, RING_DATA_START, SegmentId};
+use corelog_core::journal::{Commit, DirectWrite, Entry, ExtentEntry, Position, RING_DATA_START, SegmentId};
 use corelog_core::shard::ExtentWrite;
 use corelog_wire::ids::{Offset, TopicPartition};
 use std::collections::{BTreeMap, VecDeque};
@@ -69,7 +69,7 @@ impl Shadow {
         };
         for entry in &commit.entries {
             match entry {
-                Entry::Batch { tp, stamp, batch, .. } => {
+                Entry::Batch { tp, stamp, batch, .. } | Entry::Direct { tp, stamp, batch, .. } => {
                     let records = u64::from(batch.header().last_offset_delta) + 1;
                     let end = Offset::new(stamp.base_offset.get() + records);
                     shadow.batches.push((*tp, stamp.base_offset, end));
@@ -81,6 +81,12 @@ impl Shadow {
                 Entry::LogStart { .. } | Entry::Removed { .. } => {}
             }
         }
+        for write in &commit.direct {
+            let extent = extent_of(commit, write);
+            self.overwrites(extent.segment, extent.file_position, extent.bytes);
+            shadow.extents.push(extent);
+            self.extents.insert((extent.segment, extent.file_position), extent);
+        }
         let end = commit.at.plus(commit.bytes);
         while self.commits.front().is_some_and(|oldest| end.since(oldest.at) > self.ring_bytes) {
             self.commits.pop_front();
@@ -90,9 +96,13 @@ impl Shadow {
 
     /// An extent is about to be written. Whatever was proven there before is not any more.
     pub fn extent_written(&mut self, extent: &ExtentWrite) {
-        let (from, to) = (extent.file_position, extent.file_position + extent.bytes);
+        self.overwrites(extent.segment, extent.file_position, extent.bytes);
+    }
+
+    fn overwrites(&self, segment: SegmentId, from: u64, bytes: u64) {
+        let to = from + bytes;
         let overwritten = |place: &(SegmentId, u64), old: &ExtentEntry| {
-            place.0 == extent.segment && old.file_position < to && from < old.file_position + old.bytes
+            place.0 == segment && old.file_position < to && from < old.file_position + old.bytes
         };
         let broken = self.extents.iter().find(|(place, old)| overwritten(place, old));
         assert!(broken.is_none(), "an extent overwrites one that was proven: {broken:?}");
@@ -191,4 +201,19 @@ impl Shadow {
     pub const fn session_started(&mut self, first: Position) {
         self.session_first = first;
     }
+}
+
+/// A direct write as the extent that it is.
+fn extent_of(commit: &Commit, write: &DirectWrite) -> ExtentEntry {
+    let (mut first, mut last) = (None, Offset::ZERO);
+    for entry in &commit.entries {
+        if let Entry::Direct { tp, segment_use, stamp, batch, .. } = entry
+            && (*tp, *segment_use) == (write.segment.tp, write.segment.segment_use)
+        {
+            first.get_or_insert(stamp.base_offset);
+            last = Offset::new(stamp.base_offset.get() + u64::from(batch.header().last_offset_delta) + 1);
+        }
+    }
+    let DirectWrite { segment, file_position, bytes } = *write;
+    ExtentEntry { segment, file_position, bytes, first: first.unwrap_or(last), end: last }
 }

@@ -12,7 +12,7 @@ use super::segments::{Hold, Segments};
 use crate::net::PayloadSlice;
 use crate::rt;
 use corelog_core::segment::first_block;
-use corelog_core::shard::ExtentWrite;
+use corelog_core::shard::{ExtentWrite, Make};
 use glommio::sync::Semaphore;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -43,15 +43,19 @@ impl Extents {
         slices: Vec<PayloadSlice>,
         hold: &Hold,
     ) -> Result<()> {
-        let file =
-            if extent.create { self.segments.create(hold).await? } else { self.segments.open(hold).await? };
+        let made = extent.make != Make::Nothing;
+        let file = match extent.make {
+            Make::Nothing => self.segments.open(hold).await?,
+            Make::New => self.segments.create(hold, None).await?,
+            Make::Of(old) => self.segments.create(hold, Some(old)).await?,
+        };
         file.allocate_with_margin(extent.allocate_to).await?;
-        if extent.create {
+        if made {
             file.write(copied(&first_block(extent.segment)), 0).await?;
         }
         self.write_pieces(&file, extent.file_position, slices).await?;
         file.flush().await?;
-        if extent.create {
+        if made {
             self.segments.flush_name(hold).await?;
         }
         Ok(())

@@ -11,6 +11,7 @@ mod arena;
 mod buffer;
 mod checkpoint;
 mod cold;
+mod direct;
 mod error;
 mod extents;
 mod file;
@@ -33,6 +34,7 @@ use cold::Cold;
 use corelog_core::recovery::Report;
 use corelog_core::shard::{Input, RequestId, Shard, ShardConfig};
 use corelog_wire::message::Answer;
+use direct::Direct;
 use extents::Extents;
 use journal::{Flushes, Journal};
 use meters::Meters;
@@ -84,6 +86,7 @@ pub struct ShardDisk {
 struct Inner {
     folders: Folders,
     journal: Journal,
+    direct: Direct,
     arena: Arena,
     tail: RefCell<Tail>,
     pool: Pool,
@@ -124,15 +127,16 @@ impl ShardDisk {
             .map_err(|error| DiskError::system("making", &folders.topics, error))?;
         let mut tail = Tail::default();
         for (at, bytes) in opened.kept {
-            tail.push(at, Rc::new(bytes));
+            tail.push(at, Rc::new(bytes), None);
         }
         let path = folders.shard.join(recover::JOURNAL_NAME);
-        let journal =
-            Journal::open(&path, Flushes::for_this_thread(), ring, config.ring_bytes, opened.shard.packer())?;
+        let flushes = Flushes::for_this_thread();
+        let journal = Journal::open(&path, flushes, ring.clone(), config.ring_bytes, opened.shard.packer())?;
         let pool = Pool::new(IDLE_PIECES_BYTES_MAX);
         let segments = Rc::new(Segments::new(folders.topics.clone()));
         let inner = Inner {
             journal,
+            direct: Direct::new(Rc::clone(&segments), ring),
             // What waits to be destaged comes and goes in amounts up to the ring.
             arena: Arena::new(usize::try_from(config.ring_bytes).unwrap_or(usize::MAX)),
             tail: RefCell::new(tail),

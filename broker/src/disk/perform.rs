@@ -6,12 +6,14 @@
 use super::arena::Frozen;
 use super::cold::ColdError;
 use super::error::DiskError;
-use super::{Inner, ShardDisk, checkpoint};
+use super::segments::Hold;
+use super::tail::Shared;
+use super::{BLOCK_BYTES, Inner, ShardDisk, checkpoint};
 use crate::net::{FetchReady, FetchReadyRow, PayloadSlice};
 use crate::rt;
-use corelog_core::journal::{Commit, SegmentId};
+use corelog_core::journal::{Commit, DirectWrite, Packer, SegmentId};
 use corelog_core::shard::{
-    CheckpointWrite, Effects, ExtentWrite, Input, LookupPlan, LookupRow, Prewrite, ReadPlan, ReadRow,
+    CheckpointWrite, Effects, ExtentWrite, Input, LookupPlan, LookupRow, Make, Prewrite, ReadPlan, ReadRow,
     SegmentRead, SegmentSeal, Shard, Source,
 };
 use corelog_wire::error::ErrorCode;
@@ -44,6 +46,7 @@ impl ShardDisk {
         }
         for id in effects.removals.drain(..) {
             inner.cold.forget(id);
+            inner.direct.forget(id);
             inner.segments.remove(id, inner.queues.background, &inner.gate);
         }
         for tp in effects.removed.drain(..) {
@@ -92,19 +95,53 @@ impl Inner {
     fn commit(self: &Rc<Self>, commit: &Commit) {
         let at = commit.at;
         let packed = self.journal.pack(commit, &self.arena).freeze();
-        self.tail.borrow_mut().push(at, Rc::<Frozen>::clone(&packed));
+        let direct = (!commit.direct.is_empty()).then(|| self.pack_direct(commit));
+        let shared = direct.as_ref().map(|(memory, _)| -> Shared { Rc::<Frozen>::clone(memory) });
+        self.tail.borrow_mut().push(at, Rc::<Frozen>::clone(&packed), shared);
         if let Some(ahead) = self.arena.ahead() {
             self.in_background(|_| ahead.touch());
         }
         let (inner, pass) = (Rc::clone(self), self.gate.enter());
         rt::spawn(async move {
+            let proven = match direct {
+                Some((memory, writes)) => inner.write_direct(&memory, writes).await,
+                None => true,
+            };
             // The journal itself says what went wrong, once.
-            let flushed = inner.journal.write(at, packed, &inner.meters).await.is_ok();
+            let flushed = proven && inner.journal.write(at, packed, &inner.meters).await.is_ok();
             inner.meters.failures.add(u64::from(!flushed));
             let input = if flushed { Input::CommitFlushed { at } } else { Input::CommitFailed { at } };
             inner.results.completed(input);
             drop(pass);
         });
+    }
+
+    /// The batches of a commit that go to their segments, in memory as the files will have them.
+    fn pack_direct(self: &Rc<Self>, commit: &Commit) -> (Rc<Frozen>, Vec<(DirectWrite, Hold)>) {
+        let mut memory = self.arena.take(usize::try_from(commit.direct_bytes()).unwrap_or(usize::MAX));
+        let mut rest = memory.bytes_mut();
+        let mut writes = Vec::with_capacity(commit.direct.len());
+        for write in &commit.direct {
+            let bytes = usize::try_from(write.bytes).unwrap_or(usize::MAX).next_multiple_of(BLOCK_BYTES);
+            let (own, after) = rest.split_at_mut(bytes);
+            Packer::pack_direct(commit, write, own);
+            rest = after;
+            writes.push((write.clone(), self.hold(write.segment)));
+        }
+        (memory.freeze(), writes)
+    }
+
+    async fn write_direct(&self, memory: &Rc<Frozen>, writes: Vec<(DirectWrite, Hold)>) -> bool {
+        let extents = writes.len() as u64;
+        let written = self.direct.write(writes, memory).await;
+        match &written {
+            Ok(()) => {
+                self.meters.extents.add(extents);
+                self.meters.extent_bytes.add((**memory).as_ref().len() as u64);
+            }
+            Err(error) => self.failed("a stream's batches were not written", error),
+        }
+        written.is_ok()
     }
 
     fn prewrite(self: &Rc<Self>, part: Prewrite) {
@@ -130,6 +167,10 @@ impl Inner {
         let Some(slices) = slices else {
             unreachable!("an extent names bytes that are not in memory: {extent:?}")
         };
+        if let Make::Of(old) = extent.make {
+            self.cold.forget(old);
+            self.direct.forget(old);
+        }
         let hold = self.segments.hold(extent.segment, self.queues.background, &self.gate);
         self.in_background(move |inner| async move {
             let (segment, file_position) = (extent.segment, extent.file_position);
@@ -200,7 +241,7 @@ impl Inner {
         });
     }
 
-    fn hold(self: &Rc<Self>, segment: SegmentId) -> super::segments::Hold {
+    fn hold(self: &Rc<Self>, segment: SegmentId) -> Hold {
         self.segments.hold(segment, self.queues.background, &self.gate)
     }
 
@@ -228,7 +269,7 @@ impl Inner {
         ready
     }
 
-    async fn read(&self, row: &mut FetchReadyRow, read: SegmentRead, hold: &super::segments::Hold) {
+    async fn read(&self, row: &mut FetchReadyRow, read: SegmentRead, hold: &Hold) {
         match self.cold.read(read, hold, &self.meters).await {
             Ok(slices) => row.slices = slices,
             Err(error) => {
@@ -276,7 +317,7 @@ impl Inner {
         row: &mut ListedRow,
         read: SegmentRead,
         timestamp_ms: i64,
-        hold: &super::segments::Hold,
+        hold: &Hold,
     ) -> bool {
         match self.cold.find_time(&read, timestamp_ms, hold, &self.meters).await {
             Ok(Some((offset, timestamp_ms))) => (row.offset, row.timestamp_ms) = (offset, timestamp_ms),

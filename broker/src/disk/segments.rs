@@ -79,6 +79,11 @@ impl Segments {
         self.topics.join(folder_name(tp))
     }
 
+    /// Where a segment's file is.
+    pub(super) fn path(&self, hold: &Hold) -> PathBuf {
+        self.folder(hold.id.tp).join(file_name(hold.id))
+    }
+
     /// Keeps a segment's files from being removed.
     pub(super) fn hold(self: &Rc<Self>, id: SegmentId, removal: rt::Queue, gate: &rt::Gate) -> Hold {
         self.holds.borrow_mut().entry(id).or_default().users += 1;
@@ -96,9 +101,10 @@ impl Segments {
         Ok(file)
     }
 
-    /// Makes a segment's file, and its folder if it is the partition's first. Whatever the file had stays until it is
-    /// overwritten; the name is durable after [`flush_name`](Self::flush_name).
-    pub(super) async fn create(&self, hold: &Hold) -> Result<Rc<File>> {
+    /// Makes a segment's file, of that of another segment which left the log if nobody reads it any more, and its folder if it
+    /// is the partition's first. Whatever the file had stays until it is overwritten; the name is durable after
+    /// [`flush_name`](Self::flush_name).
+    pub(super) async fn create(self: &Rc<Self>, hold: &Hold, of: Option<SegmentId>) -> Result<Rc<File>> {
         let folder = self.folder(hold.id.tp);
         if !self.folders.borrow().contains(&hold.id.tp) {
             let (topics, made) = (self.topics.clone(), folder.clone());
@@ -107,9 +113,31 @@ impl Segments {
                 .map_err(|error| DiskError::system("making", &folder, error))?;
             self.folders.borrow_mut().insert(hold.id.tp);
         }
-        let file = Rc::new(File::open(&folder.join(file_name(hold.id)), true).await?);
+        let path = folder.join(file_name(hold.id));
+        if let Some(old) = of {
+            self.recycle(old, path.clone(), hold).await?;
+        }
+        let file = Rc::new(File::open(&path, true).await?);
         self.open.borrow_mut().insert(hold.id, Rc::clone(&file));
         Ok(file)
+    }
+
+    /// Gives the file of a segment that left the log another name. One that is being read is removed instead, when it no
+    /// longer is; one that is gone is no loss.
+    async fn recycle(self: &Rc<Self>, old: SegmentId, path: PathBuf, hold: &Hold) -> Result<()> {
+        if self.holds.borrow().contains_key(&old) {
+            self.remove(old, hold.removal, &hold.gate);
+            return Ok(());
+        }
+        self.open.borrow_mut().remove(old);
+        self.indexes.borrow_mut().remove(old);
+        let folder = self.folder(old.tp);
+        let (file, index) = (folder.join(file_name(old)), folder.join(index_file_name(old)));
+        let renamed = rt::blocking(move || {
+            present(std::fs::rename(&file, &path))?;
+            present(std::fs::remove_file(&index)).map(drop)
+        });
+        renamed.await.map_err(|error| DiskError::system("renaming a file of", &folder, error))
     }
 
     /// Makes the name of a segment's new file durable.
@@ -270,6 +298,13 @@ impl Segments {
             }
         }
         Ok(())
+    }
+}
+
+impl Hold {
+    /// Whose files.
+    pub(super) const fn id(&self) -> SegmentId {
+        self.id
     }
 }
 

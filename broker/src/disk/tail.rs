@@ -16,39 +16,59 @@ pub(super) type Shared = Rc<dyn AsRef<[u8]>>;
 /// Commits in memory, oldest first.
 #[derive(Default)]
 pub(super) struct Tail {
-    commits: VecDeque<(Position, Shared)>,
+    commits: VecDeque<InMemory>,
     bytes: u64,
 }
 
+/// What is in memory of a commit.
+struct InMemory {
+    at: Position,
+    /// As it is in the ring.
+    ring: Shared,
+    /// Its direct writes.
+    direct: Option<Shared>,
+}
+
+impl InMemory {
+    fn end(&self) -> Position {
+        self.at.plus((*self.ring).as_ref().len() as u64)
+    }
+
+    fn bytes(&self) -> u64 {
+        let direct = self.direct.as_ref().map_or(0, |direct| (**direct).as_ref().len());
+        ((*self.ring).as_ref().len() + direct) as u64
+    }
+}
+
 impl Tail {
-    /// Adds the next commit.
-    pub(super) fn push(&mut self, at: Position, commit: Shared) {
-        let bytes = (*commit).as_ref().len() as u64;
-        let end = self.commits.back().map(|(at, last)| at.plus((**last).as_ref().len() as u64));
-        assert!(end.is_none_or(|end| end <= at), "commits enter memory in their order");
-        self.bytes += bytes;
-        self.commits.push_back((at, commit));
+    /// Adds the next commit, and the memory of its direct writes if it has any.
+    pub(super) fn push(&mut self, at: Position, ring: Shared, direct: Option<Shared>) {
+        assert!(
+            self.commits.back().is_none_or(|last| last.end() <= at),
+            "commits enter memory in their order"
+        );
+        let commit = InMemory { at, ring, direct };
+        self.bytes += commit.bytes();
+        self.commits.push_back(commit);
     }
 
     /// Lets go of every commit that ends at or below a position.
     pub(super) fn release(&mut self, below: Position) {
-        while let Some((at, commit)) = self.commits.front() {
-            let bytes = (**commit).as_ref().len() as u64;
-            if at.plus(bytes) > below {
-                break;
-            }
-            self.bytes -= bytes;
-            self.commits.pop_front();
+        while let Some(commit) = self.commits.pop_front_if(|commit| commit.end() <= below) {
+            self.bytes -= commit.bytes();
         }
     }
 
     /// The bytes of one batch, without a copy. `None` if they are not here: a bug of whoever named them.
     pub(super) fn slice(&self, slice: Slice) -> Option<PayloadSlice> {
-        let after = self.commits.partition_point(|(at, _)| *at <= slice.position);
-        let (at, commit) = self.commits.get(after.checked_sub(1)?)?;
-        let start = usize::try_from(slice.position.since(*at)).ok()?;
+        let after = self.commits.partition_point(|commit| commit.at <= slice.position);
+        let commit = self.commits.get(after.checked_sub(1)?)?;
+        let (memory, start) = match slice.direct {
+            Some(start) => (commit.direct.as_ref()?, start as usize),
+            None => (&commit.ring, usize::try_from(slice.position.since(commit.at)).ok()?),
+        };
         let end = start + slice.bytes as usize;
-        (end <= (**commit).as_ref().len()).then(|| PayloadSlice::new(Rc::clone(commit), start, end))
+        (end <= (**memory).as_ref().len()).then(|| PayloadSlice::new(Rc::clone(memory), start, end))
     }
 
     /// Bytes held.
@@ -68,13 +88,13 @@ mod tests {
     use super::{Position, Rc, Slice, Tail};
 
     fn slice(position: u64, bytes: u32) -> Slice {
-        Slice { position: Position::new(position), bytes }
+        Slice { position: Position::new(position), direct: None, bytes }
     }
 
     fn tail() -> Tail {
         let mut tail = Tail::default();
-        tail.push(Position::new(100), Rc::new(vec![1_u8; 50]));
-        tail.push(Position::new(150), Rc::new(vec![2_u8; 50]));
+        tail.push(Position::new(100), Rc::new(vec![1_u8; 50]), None);
+        tail.push(Position::new(150), Rc::new(vec![2_u8; 50]), Some(Rc::new(vec![3_u8; 70])));
         tail
     }
 
@@ -87,6 +107,10 @@ mod tests {
         assert_eq!(found(149, 2), None);
         assert_eq!(found(99, 1), None);
         assert_eq!(found(200, 1), None);
+        let direct = |from, bytes| Slice { direct: Some(from), ..slice(160, bytes) };
+        assert_eq!(tail.slice(direct(60, 10)).unwrap().as_ref(), [3; 10]);
+        assert!(tail.slice(direct(60, 11)).is_none());
+        assert!(tail.slice(Slice { direct: Some(0), ..slice(120, 1) }).is_none());
     }
 
     #[test]
@@ -94,9 +118,9 @@ mod tests {
         let mut tail = tail();
         let reader = tail.slice(slice(120, 4)).unwrap();
         tail.release(Position::new(149));
-        assert_eq!(tail.bytes(), 100);
+        assert_eq!(tail.bytes(), 170);
         tail.release(Position::new(150));
-        assert_eq!(tail.bytes(), 50);
+        assert_eq!(tail.bytes(), 120);
         assert!(tail.slice(slice(120, 4)).is_none());
         assert_eq!(reader.as_ref(), [1; 4]);
     }

@@ -12,7 +12,7 @@ use crate::net::PayloadSlice;
 use crate::rt::{self, Gate, Options, ShardContext, start};
 use bytes::Bytes;
 use corelog_core::journal::{Packer, Position, SegmentId, SegmentUse, Session};
-use corelog_core::shard::{CheckpointWrite, DiskFailure, ExtentWrite, Prewrite};
+use corelog_core::shard::{CheckpointWrite, DiskFailure, ExtentWrite, Make, Prewrite};
 use corelog_wire::ids::{Offset, TopicId, TopicPartition};
 use rustix::fs::OFlags;
 use std::future::Future;
@@ -106,7 +106,7 @@ fn a_file_goes_only_when_nobody_holds_it_and_the_folder_with_the_last() {
         let segments = Rc::new(Segments::new(topics.clone()));
         let hold = |base| segments.hold(segment(base), context.background, &gate);
         for base in [0, 10] {
-            segments.create(&hold(base)).await.unwrap();
+            segments.create(&hold(base), None).await.unwrap();
             segments.write_index(&hold(base), vec![0; 4_096]).await.unwrap();
         }
         let partition = topics.join(corelog_core::segment::folder_name(segment(0).tp));
@@ -122,6 +122,40 @@ fn a_file_goes_only_when_nobody_holds_it_and_the_folder_with_the_last() {
         drop(reader);
         gate.idle().await;
         assert!(!partition.exists() && std::fs::read_dir(&topics).unwrap().count() == 0);
+    });
+}
+
+#[test]
+fn a_file_is_used_again_unless_somebody_reads_it() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), |context, folder| async move {
+        let (topics, gate) = (folder.join("topics"), Gate::default());
+        std::fs::create_dir(&topics).unwrap();
+        let segments = Rc::new(Segments::new(topics.clone()));
+        let hold = |base| segments.hold(segment(base), context.background, &gate);
+        let partition = topics.join(corelog_core::segment::folder_name(segment(0).tp));
+        let path = |base| partition.join(corelog_core::segment::file_name(segment(base)));
+        for base in [0, 10] {
+            let file = segments.create(&hold(base), None).await.unwrap();
+            file.allocate_with_margin(8_192).await.unwrap();
+            file.write(copied(&[u8::try_from(base).unwrap(); 8_192]), 0).await.unwrap();
+            segments.write_index(&hold(base), vec![0; 4_096]).await.unwrap();
+        }
+        let file = segments.create(&hold(20), Some(segment(0))).await.unwrap();
+        assert_eq!(file.read(4_096, 4_096).await.unwrap().to_vec(), [0; 4_096]);
+        assert!(!path(0).exists() && path(20).exists(), "the file has its new name");
+        let reader = hold(10);
+        let file = segments.create(&hold(30), Some(segment(10))).await.unwrap();
+        assert_eq!(std::fs::metadata(path(30)).unwrap().len(), 0, "a file that is read is not used again");
+        let read = segments.open(&reader).await.unwrap().read(0, 4_096).await.unwrap().to_vec();
+        assert_eq!(read, [10; 4_096]);
+        drop((reader, file));
+        gate.idle().await;
+        assert!(!path(10).exists(), "it goes with its last reader");
+        segments.create(&hold(40), Some(segment(10))).await.unwrap();
+        assert!(path(40).exists(), "a file that is gone is no loss");
+        assert_eq!(std::fs::read_dir(&partition).unwrap().count(), 3, "indexes went with their files");
+        segments.close().await.unwrap();
     });
 }
 
@@ -178,7 +212,7 @@ fn a_full_file_system_is_told_from_a_fault_and_an_extent_fits_once_there_is_room
         let hold = segments.hold(segment(0), context.background, &gate);
         let extent = ExtentWrite {
             segment: segment(0),
-            create: true,
+            make: Make::New,
             file_position: 4_096,
             allocate_to: 8 * MIB as u64,
             slices: Vec::new(),
@@ -224,7 +258,7 @@ fn segments_leave_the_file_system_a_margin_in_which_a_checkpoint_fits() {
             .unwrap();
         let extent = |allocate_to: u64| ExtentWrite {
             segment: segment(0),
-            create: true,
+            make: Make::New,
             file_position: 4_096,
             allocate_to,
             slices: Vec::new(),

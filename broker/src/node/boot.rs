@@ -447,6 +447,7 @@ fn shard_config(config: &Config, shards: u16, disk_bytes_max: u64) -> ShardConfi
         tail_cache_bytes: config.memory_bytes_max / shards / 4,
         // The budget is the data directory's: the rings are part of it.
         disk_bytes_max: (disk_bytes_max / shards).saturating_sub(config.journal_bytes),
+        recycled_bytes_max: config.segment_pool_bytes / shards,
         prewrite: true,
     }
 }

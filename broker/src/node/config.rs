@@ -127,7 +127,7 @@ pub struct Config {
     pub disk_bytes_max: DiskBudget,
     /// Size of each shard's journal ring.
     pub journal_bytes: u64,
-    /// Segment files kept ready for reuse. Read and checked; takes effect with a later version.
+    /// What segment files may take that left their log and wait to be used again, of all shards together.
     pub segment_pool_bytes: u64,
     /// Memory for requests, answers and tail caches, of all shards together. A tail cache grows beyond its share while
     /// bytes wait to be written to segments, by a journal's size at most, so each shard must have that, too.
@@ -267,10 +267,7 @@ impl Config {
             return Err(value("metadata.endpoints", &format!("{endpoints:?}"), allowed));
         }
         let topic_defaults = TopicOverrides::from_pairs(topic_defaults.into_pairs())?;
-        let set = [
-            ("broker.rack", broker.rack.is_some()),
-            ("storage.segment_pool_bytes", storage.segment_pool_bytes.is_some()),
-        ];
+        let set = [("broker.rack", broker.rack.is_some())];
         let ineffective = set.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect();
         Ok(Self {
             broker: broker.id.map_or(self.broker, BrokerId::new),

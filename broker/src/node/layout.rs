@@ -255,6 +255,7 @@ mod tests {
             ring_bytes: 1 << 20,
             tail_cache_bytes: 1 << 20,
             disk_bytes_max: 1 << 30,
+            recycled_bytes_max: 0,
             prewrite: false,
         }
     }

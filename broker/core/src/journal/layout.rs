@@ -5,14 +5,17 @@
 //! (all of the commit, a multiple of [`BLOCK`]) | 36 `entries_bytes` u32 | 40 `entry_count` u32 | 44 `prev_crc` u32 | 48
 //! `body_crc` u32 | 52 zero u64 | 60 `header_crc` u32. Entries follow, then zeros up to `bytes`. Every entry is a
 //! multiple of 8 and starts with 32 bytes: 0 kind u8 | 1 flags u8 = 0 | 2 zero u16 | 4 bytes u32 (all of the entry) |
-//! 8 topic id | 24 partition u32 | 28 segment use u32 (batch and extent; else 0).
+//! 8 topic id | 24 partition u32 | 28 segment use u32 (batch, direct batch and extent; else 0). A direct batch adds 32 file
+//! position u64 | 40 the first 96 bytes of the batch, with its stamp.
 //!
 //! Invariants: what [`Packer`] packs, [`CommitHeader::parse`] and [`entries`] give back; no bytes make this room panic;
 //! zeros are never a commit. It refuses to know where in a ring the bytes lie and whether a sound commit counts.
 
-use super::{Commit, Entry, ExtentEntry, Position, SegmentId, SegmentUse, Session};
+use super::{Commit, DirectWrite, Entry, ExtentEntry, Position, SegmentId, SegmentUse, Session};
 use crate::limits::{BLOCK, COMMIT_BYTES_MAX};
-use corelog_wire::batch::{BatchError, BatchHeader, STAMP_BYTES, Stamp, parse_header};
+use corelog_wire::batch::{
+    BatchError, BatchHeader, CheckedBatch, HEADER_BYTES, STAMP_BYTES, Stamp, parse_header,
+};
 use corelog_wire::ids::{Offset, TopicId, TopicPartition};
 use thiserror::Error;
 
@@ -25,6 +28,9 @@ const HEADER: usize = 64;
 const ENTRY: usize = 32;
 const EXTENT: usize = ENTRY + 40;
 const LOG_START: usize = ENTRY + 8;
+/// Where the header of a direct batch starts in its entry.
+const DIRECT_BATCH: usize = ENTRY + 8;
+const DIRECT: usize = DIRECT_BATCH + HEADER_BYTES;
 
 const MAGIC: [u8; 4] = *b"CLJ1";
 const VERSION: u8 = 1;
@@ -36,6 +42,7 @@ const KIND_EXTENT: u8 = 2;
 const KIND_LOG_START: u8 = 3;
 const KIND_REMOVED: u8 = 4;
 // Kind 5 is Truncate, once there are followers.
+const KIND_DIRECT: u8 = 6;
 
 /// Where the fields of a commit header are.
 mod at {
@@ -60,6 +67,7 @@ mod entry_at {
     pub(super) const PARTITION: usize = 24;
     pub(super) const SEGMENT_USE: usize = 28;
     pub(super) const LOG_START: usize = 32;
+    pub(super) const DIRECT_POSITION: usize = 32;
     pub(super) const BASE: usize = 32;
     pub(super) const FILE_POSITION: usize = 40;
     pub(super) const EXTENT_BYTES: usize = 48;
@@ -231,11 +239,17 @@ impl CommitHeader {
     }
 }
 
+/// Bytes of the entry of a direct batch, however long that is.
+pub(crate) const DIRECT_ENTRY_BYTES: u64 = DIRECT as u64;
+/// Where the stamp of a direct batch starts in its entry.
+pub(crate) const DIRECT_STAMP_AT: u64 = DIRECT_BATCH as u64;
+
 /// Bytes of an entry in a commit.
 #[must_use]
 pub(crate) fn entry_bytes(entry: &Entry) -> u64 {
     match entry {
         Entry::Batch { batch, .. } => ENTRY_HEADER_BYTES + batch.bytes().len() as u64,
+        Entry::Direct { .. } => DIRECT_ENTRY_BYTES,
         Entry::Extent(_) => EXTENT as u64,
         Entry::LogStart { .. } => LOG_START as u64,
         Entry::Removed { .. } => ENTRY_HEADER_BYTES,
@@ -310,6 +324,36 @@ impl Packer {
         self.last_crc = header_crc;
         self.next = Some(commit.at.plus(commit.bytes));
     }
+
+    /// Packs the batches of a direct write of this commit, stamped, into `out`, zeros behind them. Copies each exactly once.
+    ///
+    /// # Panics
+    /// If `out` is not the write's size: a bug of the caller, noticed before anything reaches the disk.
+    pub fn pack_direct(commit: &Commit, write: &DirectWrite, out: &mut [u8]) {
+        assert_eq!(
+            write.bytes.next_multiple_of(BLOCK),
+            out.len() as u64,
+            "memory that is not the write's size"
+        );
+        let mut rest = out;
+        for entry in &commit.entries {
+            if let Entry::Direct { tp, segment_use, stamp, batch, .. } = entry
+                && (*tp, *segment_use) == (write.segment.tp, write.segment.segment_use)
+            {
+                let (own, after) = rest.split_at_mut(batch.bytes().len());
+                pack_stamped(stamp, batch, batch.bytes(), own);
+                rest = after;
+            }
+        }
+        assert!((rest.len() as u64) < BLOCK, "batches that are not those of the write");
+        rest.fill(0);
+    }
+}
+
+/// The first bytes of a batch, with its stamp.
+fn pack_stamped(stamp: &Stamp, batch: &CheckedBatch, bytes: &[u8], out: &mut [u8]) {
+    put(out, 0, &stamp.encode(batch.header().header_crc));
+    put(out, STAMP_BYTES, &bytes[STAMP_BYTES..]);
 }
 
 /// Packs one entry at the start of `out` and gives its length.
@@ -318,9 +362,14 @@ fn pack_entry(entry: &Entry, out: &mut [u8]) -> usize {
         Entry::Batch { tp, segment_use, stamp, batch } => {
             let bytes = ENTRY + batch.bytes().len();
             pack_entry_header(KIND_BATCH, *tp, *segment_use, &mut out[..bytes]);
-            put(out, ENTRY, &stamp.encode(batch.header().header_crc));
-            put(out, ENTRY + STAMP_BYTES, &batch.bytes()[STAMP_BYTES..]);
+            pack_stamped(stamp, batch, batch.bytes(), &mut out[ENTRY..bytes]);
             bytes
+        }
+        Entry::Direct { tp, segment_use, stamp, batch, file_position } => {
+            pack_entry_header(KIND_DIRECT, *tp, *segment_use, &mut out[..DIRECT]);
+            put(out, entry_at::DIRECT_POSITION, &file_position.to_le_bytes());
+            pack_stamped(stamp, batch, &batch.bytes()[..HEADER_BYTES], &mut out[DIRECT_BATCH..DIRECT]);
+            DIRECT
         }
         Entry::Extent(extent) => {
             let SegmentId { tp, base, segment_use } = extent.segment;
@@ -365,6 +414,19 @@ pub enum EntryView {
         at_in_commit: u32,
         /// All of the batch.
         bytes: u32,
+        /// What the producer said of it.
+        header: BatchHeader,
+        /// What the broker said of it.
+        stamp: Stamp,
+    },
+    /// A record batch that is in its segment. Its header and stamp are checked.
+    Direct {
+        /// The partition.
+        tp: TopicPartition,
+        /// The file of its segment.
+        segment_use: SegmentUse,
+        /// Where it starts in the file.
+        file_position: u64,
         /// What the producer said of it.
         header: BatchHeader,
         /// What the broker said of it.
@@ -462,6 +524,7 @@ fn view(header: &[u8; ENTRY], entry: &[u8], at: u32) -> Result<EntryView, Layout
         KIND_EXTENT => (Some(EXTENT), true),
         KIND_LOG_START => (Some(LOG_START), false),
         KIND_REMOVED => (Some(ENTRY), false),
+        KIND_DIRECT => (Some(DIRECT), true),
         kind => return Err(LayoutError::UnknownKind { at, kind }),
     };
     if bytes_expected.is_some_and(|bytes| bytes != entry.len()) {
@@ -472,6 +535,7 @@ fn view(header: &[u8; ENTRY], entry: &[u8], at: u32) -> Result<EntryView, Layout
     }
     match kind {
         KIND_BATCH => view_batch(tp, segment_use, &entry[ENTRY..], at),
+        KIND_DIRECT => view_direct(tp, segment_use, entry, at),
         KIND_EXTENT => view_extent(tp, segment_use, entry).map(EntryView::Extent).map_err(contradicts),
         KIND_LOG_START => {
             Ok(EntryView::LogStart { tp, log_start: Offset::new(u64_at(entry, entry_at::LOG_START)) })
@@ -486,16 +550,38 @@ fn view_batch(
     batch: &[u8],
     at: u32,
 ) -> Result<EntryView, LayoutError> {
-    let (header, stamp) = parse_header(batch, tp).map_err(|error| LayoutError::Batch { at, error })?;
-    let Some(stamp) = stamp else { return Err(LayoutError::Batch { at, error: BatchError::NotStamped }) };
+    let (header, stamp) = stamped_header(tp, batch, at)?;
     if header.batch_bytes as usize != batch.len() {
         return Err(LayoutError::Entry { at, what: "its length is not that of its batch" });
     }
+    let at_in_commit = at + u32_of(ENTRY_HEADER_BYTES);
+    Ok(EntryView::Batch { tp, segment_use, at_in_commit, bytes: header.batch_bytes, header, stamp })
+}
+
+fn view_direct(
+    tp: TopicPartition,
+    segment_use: SegmentUse,
+    entry: &[u8],
+    at: u32,
+) -> Result<EntryView, LayoutError> {
+    let (header, stamp) = stamped_header(tp, &entry[DIRECT_BATCH..], at)?;
+    let file_position = u64_at(entry, entry_at::DIRECT_POSITION);
+    let end = file_position.checked_add(u64::from(header.batch_bytes));
+    let misplaced = file_position < BLOCK || !file_position.is_multiple_of(8);
+    if misplaced || end.is_none_or(|end| end > u64::MAX / 2) {
+        return Err(LayoutError::Entry { at, what: "a batch that is not where one can be in a segment" });
+    }
+    Ok(EntryView::Direct { tp, segment_use, file_position, header, stamp })
+}
+
+/// The header and the stamp that `batch` starts with.
+fn stamped_header(tp: TopicPartition, batch: &[u8], at: u32) -> Result<(BatchHeader, Stamp), LayoutError> {
+    let (header, stamp) = parse_header(batch, tp).map_err(|error| LayoutError::Batch { at, error })?;
+    let Some(stamp) = stamp else { return Err(LayoutError::Batch { at, error: BatchError::NotStamped }) };
     if stamp.base_offset.checked_add(u64::from(header.last_offset_delta) + 1).is_none() {
         return Err(LayoutError::Entry { at, what: "offsets beyond the last there can be" });
     }
-    let at_in_commit = at + u32_of(ENTRY_HEADER_BYTES);
-    Ok(EntryView::Batch { tp, segment_use, at_in_commit, bytes: header.batch_bytes, header, stamp })
+    Ok((header, stamp))
 }
 
 fn view_extent(

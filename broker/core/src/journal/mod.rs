@@ -15,7 +15,7 @@ mod superblock;
 
 pub(crate) use layout::ENTRY_HEADER_BYTES;
 pub use layout::{COMMIT_HEADER_BYTES, CommitHeader, EntryView, LayoutError, Packer, entries};
-pub use ring::{Cut, Placed, Proof, Ring};
+pub use ring::{Cut, DirectFile, DirectPlan, Placed, PlacedDirect, Proof, Ring};
 pub use scan::{RingRead, Scan, Scanned, Verdict};
 pub use superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_SLOTS, SessionStart, Superblock, SuperblockError};
 
@@ -111,6 +111,19 @@ pub enum Entry {
         /// The bytes as they came.
         batch: CheckedBatch,
     },
+    /// A record batch that is in its segment and not in the ring, flushed there before this entry was written.
+    Direct {
+        /// The partition.
+        tp: TopicPartition,
+        /// The file of its segment.
+        segment_use: SegmentUse,
+        /// Replaces the zeros the producer sent.
+        stamp: Stamp,
+        /// The bytes as they came; the entry holds their header.
+        batch: CheckedBatch,
+        /// Where in the file it starts; only the first of a [`DirectWrite`] starts a block.
+        file_position: u64,
+    },
     /// See [`ExtentEntry`].
     Extent(ExtentEntry),
     /// Everything of the partition below `log_start` is gone.
@@ -127,7 +140,19 @@ pub enum Entry {
     },
 }
 
-/// One commit as decided: what goes where. The hands pack it with the shard's [`Packer`], write it to
+/// The batches of one commit that go to one segment and not into the ring, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectWrite {
+    /// The segment, whose file is there and long enough.
+    pub segment: SegmentId,
+    /// Where in the file the first one starts; a multiple of [`BLOCK`].
+    pub file_position: u64,
+    /// Bytes of all, without the padding to [`BLOCK`].
+    pub bytes: u64,
+}
+
+/// One commit as decided: what goes where. The hands write and flush what is direct, in memory that follows one another in
+/// the order of `direct`, each from a block on ([`Packer::pack_direct`]); only then is the commit itself written. They pack it with the shard's [`Packer`], write it to
 /// `at.in_ring(..)` (around the end of the ring where needed), flush, and report
 /// [`CommitFlushed`](crate::shard::Input::CommitFlushed).
 #[derive(Clone, Debug)]
@@ -142,4 +167,14 @@ pub struct Commit {
     pub flushed_to: Position,
     /// In the order of the log.
     pub entries: Vec<Entry>,
+    /// What of it goes to segments.
+    pub direct: Vec<DirectWrite>,
+}
+
+impl Commit {
+    /// Bytes that its direct writes take in memory and on disk, each padded to [`BLOCK`].
+    #[must_use]
+    pub fn direct_bytes(&self) -> u64 {
+        self.direct.iter().map(|write| write.bytes.next_multiple_of(BLOCK)).sum()
+    }
 }

@@ -8,12 +8,16 @@
 //! Invariants: `flushed_to <= head`; a proof is handed out once, in order of position, only when every commit before
 //! it is flushed; the ring never holds more than its size between the oldest needed position and the head.
 
-use super::{COMMIT_HEADER_BYTES, Commit, Entry, Position, Session, layout};
-use crate::limits::{BLOCK, COMMIT_BYTES_MAX, COMMITS_IN_FLIGHT_MAX, JOURNAL_RESERVE_SHARE, MIB};
+use super::{
+    COMMIT_HEADER_BYTES, Commit, DirectWrite, Entry, Position, SegmentId, SegmentUse, Session, layout,
+};
+use crate::limits::{
+    BLOCK, COMMIT_BYTES_MAX, COMMITS_IN_FLIGHT_MAX, DIRECT_BYTES_MAX, JOURNAL_RESERVE_SHARE, MIB,
+};
 use crate::log::batch_end;
 use crate::shard::Prewrite;
 use corelog_wire::ids::{Offset, TopicPartition};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The ring grows into its file by chunks of this size.
 const PREWRITE_BYTES: u64 = MIB;
@@ -40,6 +44,37 @@ pub struct Placed {
     pub base: Offset,
     /// Where its stamp starts.
     pub position: Position,
+    /// Of a direct batch: where it is in its segment, and in the memory of the commit's direct writes.
+    pub direct: Option<PlacedDirect>,
+}
+
+/// Where a direct batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacedDirect {
+    /// In the file of its segment.
+    pub file_position: u64,
+    /// In the memory of the direct writes of its commit.
+    pub in_memory: u32,
+}
+
+/// Which batches of the next commit go to their segments alone, and which wait.
+#[derive(Debug, Default)]
+pub struct DirectPlan {
+    /// The files that take batches.
+    pub files: BTreeMap<(TopicPartition, SegmentUse), DirectFile>,
+    /// Partitions of which nothing is committed yet.
+    pub held: BTreeSet<TopicPartition>,
+}
+
+/// A file that takes batches.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectFile {
+    /// Its segment.
+    pub segment: SegmentId,
+    /// Where the next batch goes.
+    pub next: u64,
+    /// What its blocks were written up to.
+    pub until: u64,
 }
 
 #[derive(Debug)]
@@ -205,6 +240,7 @@ impl Ring {
         match entry {
             Entry::Batch { .. } | Entry::LogStart { .. } => self.ordered.push_back(entry),
             Entry::Extent(_) | Entry::Removed { .. } => self.control.push_back(entry),
+            Entry::Direct { .. } => unreachable!("a batch becomes direct when its commit is cut"),
         }
     }
 
@@ -220,8 +256,33 @@ impl Ring {
         });
     }
 
+    /// Whether a commit may start: what would be decided for one may be decided now.
+    #[must_use]
+    pub fn may_cut(&self) -> bool {
+        !self.failed && self.in_flight.len() < COMMITS_IN_FLIGHT_MAX
+    }
+
+    /// Bytes of the batches that wait for a commit, by partition and segment.
+    #[must_use]
+    pub fn waiting_by_segment(&self) -> BTreeMap<(TopicPartition, SegmentUse), u64> {
+        let mut waiting = BTreeMap::new();
+        for entry in &self.ordered {
+            if let Entry::Batch { tp, segment_use, batch, .. } = entry {
+                *waiting.entry((*tp, *segment_use)).or_default() += batch.bytes().len() as u64;
+            }
+        }
+        waiting
+    }
+
+    /// Whether extents have room for their entries beside all that waits: a checkpoint that waits for batches need not come
+    /// first.
+    #[must_use]
+    pub fn is_roomy(&self) -> bool {
+        self.room() > self.pending_bytes + self.bytes / JOURNAL_RESERVE_SHARE / 2
+    }
+
     /// Cuts the next commit, if there is something to commit, a commit may start, and the ring has room.
-    pub fn cut(&mut self) -> Option<Cut> {
+    pub fn cut(&mut self, plan: &mut DirectPlan) -> Option<Cut> {
         if self.failed || self.in_flight.len() >= COMMITS_IN_FLIGHT_MAX {
             return None;
         }
@@ -230,7 +291,7 @@ impl Ring {
         }
         let mut builder = CutBuilder::new(self.commit_bytes_max().min(self.room()));
         take_while_fits(&mut self.control, &mut builder);
-        take_while_fits(&mut self.ordered, &mut builder);
+        take_ordered(&mut self.ordered, &mut builder, plan);
         if builder.entries.is_empty() {
             return None;
         }
@@ -351,29 +412,38 @@ impl Ring {
         let mut placed = Vec::new();
         let mut position = at.plus(COMMIT_HEADER_BYTES);
         for entry in &builder.entries {
-            if let Entry::Batch { tp, stamp, batch, .. } = entry {
-                placed.push(Placed {
-                    tp: *tp,
-                    base: stamp.base_offset,
-                    position: position.plus(layout::ENTRY_HEADER_BYTES),
-                });
-                let log_end = batch_end(batch.header(), stamp.base_offset);
-                match proof.batches.last_mut() {
-                    Some((last, end)) if last == tp => *end = log_end,
-                    _ => proof.batches.push((*tp, log_end)),
+            let (stamp_at, direct) = match entry {
+                Entry::Direct { tp, segment_use, file_position, .. } => {
+                    let in_memory = builder.in_memory(*tp, *segment_use, *file_position);
+                    let direct = PlacedDirect { file_position: *file_position, in_memory };
+                    (layout::DIRECT_STAMP_AT, Some(direct))
                 }
-            } else {
-                proof.control.push(entry.clone());
+                _ => (layout::ENTRY_HEADER_BYTES, None),
+            };
+            match entry {
+                Entry::Batch { tp, stamp, batch, .. } | Entry::Direct { tp, stamp, batch, .. } => {
+                    let (tp, base, position) = (*tp, stamp.base_offset, position.plus(stamp_at));
+                    placed.push(Placed { tp, base, position, direct });
+                    let log_end = batch_end(batch.header(), base);
+                    match proof.batches.last_mut() {
+                        Some((last, end)) if *last == tp => *end = log_end,
+                        _ => proof.batches.push((tp, log_end)),
+                    }
+                }
+                Entry::Extent(_) | Entry::LogStart { .. } | Entry::Removed { .. } => {
+                    proof.control.push(entry.clone());
+                }
             }
             position = position.plus(layout::entry_bytes(entry));
         }
-        self.pending_bytes -= builder.bytes - COMMIT_HEADER_BYTES;
+        self.pending_bytes -= builder.taken;
         let commit = Commit {
             at,
             bytes,
             session: self.session,
             flushed_to: self.flushed_to,
             entries: builder.entries,
+            direct: builder.direct,
         };
         if !commit.entries.is_empty() {
             self.data_end = end;
@@ -388,22 +458,128 @@ impl Ring {
 struct CutBuilder {
     bytes: u64,
     bytes_max: u64,
+    /// What the entries were counted with while they waited.
+    taken: u64,
     entries: Vec<Entry>,
+    direct: Vec<DirectWrite>,
 }
 
 impl CutBuilder {
     fn new(bytes_max: u64) -> Self {
-        Self { bytes: COMMIT_HEADER_BYTES, bytes_max, entries: Vec::new() }
+        let (entries, direct) = (Vec::new(), Vec::new());
+        Self { bytes: COMMIT_HEADER_BYTES, bytes_max, taken: 0, entries, direct }
+    }
+
+    /// Whether an entry that takes so many bytes fits.
+    const fn fits(&self, bytes: u64) -> bool {
+        (self.bytes + bytes).next_multiple_of(BLOCK) <= self.bytes_max
+    }
+
+    fn take(&mut self, entry: Entry, taken: u64) {
+        self.bytes += layout::entry_bytes(&entry);
+        self.taken += taken;
+        self.entries.push(entry);
+    }
+
+    /// Bytes of the batches that go to segments alone.
+    fn direct_bytes(&self) -> u64 {
+        self.direct.iter().map(|write| write.bytes).sum()
+    }
+
+    /// Where a batch is in the memory of the direct writes, of which each begins a block.
+    fn in_memory(&self, tp: TopicPartition, segment_use: SegmentUse, file_position: u64) -> u32 {
+        let mut from = 0;
+        for write in &self.direct {
+            if (write.segment.tp, write.segment.segment_use) == (tp, segment_use) {
+                from += file_position - write.file_position;
+                break;
+            }
+            from += write.bytes.next_multiple_of(BLOCK);
+        }
+        u32::try_from(from).unwrap_or(u32::MAX)
     }
 }
 
 fn take_while_fits(queue: &mut VecDeque<Entry>, builder: &mut CutBuilder) {
-    while let Some(entry) = queue.front() {
-        let bytes = layout::entry_bytes(entry);
-        if (builder.bytes + bytes).next_multiple_of(BLOCK) > builder.bytes_max {
-            return;
-        }
-        builder.bytes += bytes;
-        builder.entries.extend(queue.pop_front());
+    while let Some(bytes) = queue.front().map(layout::entry_bytes).filter(|bytes| builder.fits(*bytes)) {
+        let Some(entry) = queue.pop_front() else { return };
+        builder.take(entry, bytes);
     }
+}
+
+/// Takes batches and log starts in their order, but for those of partitions that wait: they keep their places.
+fn take_ordered(queue: &mut VecDeque<Entry>, builder: &mut CutBuilder, plan: &mut DirectPlan) {
+    if plan.held.is_empty() && plan.files.is_empty() {
+        take_while_fits(queue, builder);
+        return;
+    }
+    let mut kept = VecDeque::new();
+    while let Some(entry) = queue.pop_front() {
+        let (Entry::Batch { tp, .. } | Entry::LogStart { tp, .. }) = &entry else {
+            unreachable!("only batches and log starts are in order")
+        };
+        if plan.held.contains(tp) {
+            kept.push_back(entry);
+            continue;
+        }
+        if is_too_much(&entry, builder, plan) {
+            kept.push_back(entry);
+            break;
+        }
+        let taken = layout::entry_bytes(&entry);
+        let entry = direct(entry, builder, plan);
+        if !builder.fits(layout::entry_bytes(&entry)) {
+            kept.push_back(undirect(entry, builder));
+            break;
+        }
+        builder.take(entry, taken);
+    }
+    while let Some(entry) = kept.pop_back() {
+        queue.push_front(entry);
+    }
+}
+
+/// Whether a batch that goes to its segment has to wait for the next commit.
+fn is_too_much(entry: &Entry, builder: &CutBuilder, plan: &DirectPlan) -> bool {
+    let Entry::Batch { tp, segment_use, batch, .. } = entry else { return false };
+    let direct = builder.direct_bytes();
+    plan.files.contains_key(&(*tp, *segment_use))
+        && direct > 0
+        && direct + batch.bytes().len() as u64 > DIRECT_BYTES_MAX
+}
+
+/// The entry as the plan wants it.
+fn direct(entry: Entry, builder: &mut CutBuilder, plan: &mut DirectPlan) -> Entry {
+    let Entry::Batch { tp, segment_use, stamp, batch } = entry else { return entry };
+    let bytes = batch.bytes().len() as u64;
+    let Some(file) = plan.files.get_mut(&(tp, segment_use)) else {
+        return Entry::Batch { tp, segment_use, stamp, batch };
+    };
+    if file.next + bytes.next_multiple_of(BLOCK) > file.until {
+        // What follows in this partition goes through the ring behind this one.
+        plan.files.retain(|(other, _), _| *other != tp);
+        return Entry::Batch { tp, segment_use, stamp, batch };
+    }
+    let file_position = file.next;
+    file.next += bytes;
+    let segment = file.segment;
+    match builder.direct.iter_mut().find(|write| write.segment == segment) {
+        Some(write) => write.bytes += bytes,
+        None => builder.direct.push(DirectWrite { segment, file_position, bytes }),
+    }
+    Entry::Direct { tp, segment_use, stamp, batch, file_position }
+}
+
+/// Takes back what did not fit the commit.
+fn undirect(entry: Entry, builder: &mut CutBuilder) -> Entry {
+    let Entry::Direct { tp, segment_use, stamp, batch, .. } = entry else { return entry };
+    if let Some(write) = builder
+        .direct
+        .iter_mut()
+        .find(|write| (write.segment.tp, write.segment.segment_use) == (tp, segment_use))
+    {
+        write.bytes -= batch.bytes().len() as u64;
+    }
+    builder.direct.retain(|write| write.bytes > 0);
+    Entry::Batch { tp, segment_use, stamp, batch }
 }

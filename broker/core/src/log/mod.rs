@@ -21,7 +21,7 @@ pub use producers::{Admission, Appended, Producer, ProducerRefusal, ProducerTabl
 pub use segments::{Seal, Segment, Segments};
 pub use tail::{Place, Tail};
 
-use crate::journal::{ExtentEntry, Position, SegmentUse};
+use crate::journal::{ExtentEntry, PlacedDirect, Position, SegmentUse};
 use corelog_wire::batch::{BatchHeader, Stamp};
 use corelog_wire::ids::{Offset, TopicPartition};
 
@@ -204,8 +204,70 @@ impl Log {
         segment.proven_end = segment.proven_end.max(extent.end);
         segment.created = true;
         segment.file_end = (extent.file_position + extent.bytes).next_multiple_of(crate::limits::BLOCK);
+        segment.assigned_end = segment.assigned_end.max(segment.file_end);
         segment.allocated = segment.allocated.max(segment.file_end);
         self.destaged_end = self.destaged_end.max(extent.end);
+        Ok(())
+    }
+
+    /// Takes the direct batches that are durable into their segments; whether there were any.
+    pub fn direct_proven(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let next = self.tail.from(self.destaged_end).next().copied();
+            let Some(place) = next.filter(|place| place.end <= self.durable_end) else { return any };
+            let Some(PlacedDirect { file_position, .. }) = place.direct else { return any };
+            self.wrote(&place, file_position);
+            any = true;
+        }
+    }
+
+    /// A batch is in its segment and needed the journal for nothing but the proof.
+    fn wrote(&mut self, place: &Place, file_position: u64) {
+        self.destaged_end = self.destaged_end.max(place.end);
+        // Retention may have taken the segment meanwhile.
+        let Some(segment) = self.segments.holding_mut(place.base, place.segment_use) else { return };
+        if place.end <= segment.proven_end {
+            return;
+        }
+        if let Some(index) = &mut segment.index {
+            index.push(place.base, file_position, place.bytes, place.max_timestamp_ms);
+        }
+        segment.proven_end = place.end;
+        segment.created = true;
+        let file_end = (file_position + u64::from(place.bytes)).next_multiple_of(crate::limits::BLOCK);
+        segment.file_end = segment.file_end.max(file_end);
+        segment.assigned_end = segment.assigned_end.max(file_end);
+        segment.allocated = segment.allocated.max(file_end);
+    }
+
+    /// Takes a direct batch from the journal while replaying: all of it is in its segment.
+    ///
+    /// # Errors
+    /// The batch does not continue the log, or follows one that is in no segment.
+    pub fn replay_direct(
+        &mut self,
+        header: &BatchHeader,
+        stamp: &Stamp,
+        place: &Place,
+        file_position: u64,
+    ) -> Result<(), ReplayFault> {
+        if place.base > self.end {
+            return Err(ReplayFault::Gap { expected: self.end, got: place.base });
+        }
+        if place.base == self.end {
+            self.append(header, stamp, place.bytes, place.segment_use);
+            self.made_durable(self.end);
+        }
+        if place.end <= self.destaged_end {
+            return Ok(());
+        }
+        if place.base > self.destaged_end {
+            return Err(ReplayFault::Gap { expected: self.destaged_end, got: place.base });
+        }
+        self.wrote(place, file_position);
+        // What was in memory before it has gone to segments, and it is not in memory itself.
+        self.tail.clear();
         Ok(())
     }
 
@@ -245,7 +307,7 @@ impl Log {
     /// Where the first batch lies that only the journal holds.
     #[must_use]
     pub fn first_undestaged(&self) -> Option<Position> {
-        self.tail.from(self.destaged_end).next().map(|place| place.position)
+        self.tail.from(self.destaged_end).find(|place| place.direct.is_none()).map(|place| place.position)
     }
 
     /// What contradicts the invariants, if anything does.

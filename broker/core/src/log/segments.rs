@@ -42,10 +42,16 @@ pub struct Segment {
     pub bytes: u64,
     /// File position after the last proven extent.
     pub file_end: u64,
+    /// File position after the last direct write that was begun, or after the last proven byte.
+    pub assigned_end: u64,
     /// The size the file has been given.
     pub allocated: u64,
     /// Whether the file exists.
     pub created: bool,
+    /// The file that it will be made of, if not of a new one.
+    pub made_of: Option<SegmentId>,
+    /// Whether all its blocks were written before.
+    pub written: bool,
     /// Whether it takes no more batches.
     pub full: bool,
     /// Whether it has its index file.
@@ -71,8 +77,11 @@ impl Segment {
             proven_end: base,
             bytes: 0,
             file_end: BLOCK,
+            assigned_end: BLOCK,
             allocated: 0,
             created: false,
+            made_of: None,
+            written: false,
             full: false,
             seal: Seal::Open,
             max_timestamp_ms: i64::MIN,
@@ -108,7 +117,7 @@ impl Segment {
     /// Small segments grow in small steps.
     #[must_use]
     pub fn allocation_for(&self, bytes: u64) -> u64 {
-        let needed = self.file_end + bytes;
+        let needed = self.assigned_end + bytes;
         if needed <= self.allocated {
             return self.allocated;
         }
@@ -144,6 +153,11 @@ impl Segments {
     #[must_use]
     pub fn last(&self) -> Option<&Segment> {
         self.segments.back()
+    }
+
+    /// The same, to change it.
+    pub fn last_mut(&mut self) -> Option<&mut Segment> {
+        self.segments.back_mut()
     }
 
     /// The oldest segment.
@@ -193,6 +207,13 @@ impl Segments {
     pub fn holding(&self, offset: Offset) -> Option<&Segment> {
         let after = self.segments.partition_point(|segment| segment.base <= offset);
         self.segments.get(after.checked_sub(1)?).filter(|segment| offset < segment.end)
+    }
+
+    /// The segment that holds `offset`, if its file is of this use.
+    pub fn holding_mut(&mut self, offset: Offset, segment_use: SegmentUse) -> Option<&mut Segment> {
+        let after = self.segments.partition_point(|segment| segment.base <= offset);
+        let segment = self.segments.get_mut(after.checked_sub(1)?)?;
+        (offset < segment.end && segment.segment_use == segment_use).then_some(segment)
     }
 
     /// The segment of this name.

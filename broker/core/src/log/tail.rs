@@ -5,7 +5,7 @@
 //!
 //! Invariants: offsets are contiguous and positions rise from place to place.
 
-use crate::journal::{Position, SegmentUse};
+use crate::journal::{PlacedDirect, Position, SegmentUse};
 use crate::shard::Slice;
 use corelog_wire::ids::Offset;
 use std::collections::VecDeque;
@@ -19,6 +19,8 @@ pub struct Place {
     pub end: Offset,
     /// Where its stamp starts in the journal.
     pub position: Position,
+    /// Of a batch that the journal does not hold: where it is.
+    pub direct: Option<PlacedDirect>,
     /// The whole batch.
     pub bytes: u32,
     /// The file of the segment it belongs to.
@@ -31,7 +33,11 @@ impl Place {
     /// Its bytes in memory.
     #[must_use]
     pub fn slice(&self) -> Slice {
-        Slice { position: self.position, bytes: self.bytes }
+        Slice {
+            position: self.position,
+            direct: self.direct.map(|direct| direct.in_memory),
+            bytes: self.bytes,
+        }
     }
 }
 

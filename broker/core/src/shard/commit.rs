@@ -5,7 +5,7 @@
 //! starts and removals take effect.
 
 use super::{Effects, InMemory, Note, Shard};
-use crate::journal::{Cut, Entry, Position, Proof};
+use crate::journal::{Commit, Cut, Entry, Position, Proof};
 use crate::limits::IDLE_MARK_AFTER;
 use crate::log::Place;
 use crate::time::{Instant, Now};
@@ -67,7 +67,7 @@ impl Shard {
         if self.mark_due_at().is_some_and(|due| due <= now.instant)
             && let Some(commit) = self.ring.cut_mark()
         {
-            self.in_memory.push_back(InMemory { at: commit.at, partitions: Vec::new() });
+            self.keep_in_memory(&commit, Vec::new());
             out.commits.push(commit);
         }
     }
@@ -80,7 +80,17 @@ impl Shard {
     }
 
     fn cut_next(&mut self) -> Option<Cut> {
-        if self.poisoned { None } else { self.ring.cut() }
+        if self.poisoned {
+            return None;
+        }
+        let mut plan = self.direct_plan();
+        self.ring.cut(&mut plan)
+    }
+
+    fn keep_in_memory(&mut self, commit: &Commit, partitions: Vec<TopicPartition>) {
+        let bytes = commit.bytes + commit.direct_bytes();
+        self.memory_bytes += bytes;
+        self.in_memory.push_back(InMemory { at: commit.at, bytes, partitions });
     }
 
     /// A commit was cut: its batches have their places in memory.
@@ -88,7 +98,11 @@ impl Shard {
         let mut placed = BTreeSet::new();
         let mut positions = cut.placed.iter();
         for entry in &cut.commit.entries {
-            let Entry::Batch { tp, segment_use, stamp, batch } = entry else { continue };
+            let (Entry::Batch { tp, segment_use, stamp, batch }
+            | Entry::Direct { tp, segment_use, stamp, batch, .. }) = entry
+            else {
+                continue;
+            };
             let Some(at) = positions.next() else { break };
             let Some(partition) = self.partitions.get_mut(tp) else { continue };
             let header = batch.header();
@@ -96,11 +110,15 @@ impl Shard {
                 base: stamp.base_offset,
                 end: crate::log::batch_end(header, stamp.base_offset),
                 position: at.position,
+                direct: at.direct,
                 bytes: header.batch_bytes,
                 segment_use: *segment_use,
                 max_timestamp_ms: header.max_timestamp_ms,
             });
-            self.undestaged_bytes += u64::from(header.batch_bytes);
+            partition.direct = at.direct.is_some();
+            if at.direct.is_none() {
+                self.undestaged_bytes += u64::from(header.batch_bytes);
+            }
             placed.insert(*tp);
         }
         let partitions: Vec<TopicPartition> = placed.into_iter().collect();
@@ -111,7 +129,8 @@ impl Shard {
                 self.visible_moved(*tp, out);
             }
         }
-        self.in_memory.push_back(InMemory { at: cut.commit.at, partitions });
+        self.write_direct(&cut.commit);
+        self.keep_in_memory(&cut.commit, partitions);
         out.commits.push(cut.commit);
     }
 
@@ -120,6 +139,10 @@ impl Shard {
         for (tp, end) in proof.batches {
             if let Some(partition) = self.partitions.get_mut(&tp) {
                 partition.log.made_durable(end);
+                if partition.log.direct_proven() {
+                    self.reindex_undestaged(tp);
+                    self.seal_complete(tp, out);
+                }
                 self.visible_moved(tp, out);
             }
         }
@@ -128,7 +151,7 @@ impl Shard {
                 Entry::Extent(extent) => self.extent_proven(&extent, out),
                 Entry::LogStart { tp, log_start } => self.log_start_proven(tp, log_start, out),
                 Entry::Removed { tp } => self.removal_proven(tp, out),
-                Entry::Batch { .. } => {}
+                Entry::Batch { .. } | Entry::Direct { .. } => {}
             }
         }
     }

@@ -4,8 +4,8 @@
 //! reported it flushed, and the journal may forget its bytes only when that entry is durable. One extent per
 //! partition is under way at a time, so extents are proven in offset order.
 
-use super::partition::ExtentUnderWay;
-use super::{DiskFailure, Effects, ExtentBeingWritten, ExtentWrite, Note, Pause, SegmentSeal, Shard};
+use super::partition::{ExtentUnderWay, Partition};
+use super::{DiskFailure, Effects, ExtentBeingWritten, ExtentWrite, Make, Note, Pause, SegmentSeal, Shard};
 use crate::journal::{Entry, ExtentEntry, Position, SegmentId};
 use crate::limits::{
     BLOCK, DESTAGE_START_SHARE, DISK_FULL_RETRY, EXTENT_BYTES_FULL, EXTENT_BYTES_IN_FLIGHT_MAX,
@@ -58,9 +58,11 @@ impl Shard {
         self.disk_bytes += more;
         file.allocated = file.allocated.max(allocate_to);
         file.created = true;
+        file.written |= file.made_of.take().is_some();
         if !self.poisoned && !cfg!(mutant = "extent_entry_before_flush") {
             self.ring.push(Entry::Extent(entry));
         }
+        self.file_made(segment.tp);
         if more > 0 {
             self.disk_has_room(out);
         }
@@ -98,6 +100,9 @@ impl Shard {
             // Several may fail in one try.
             dropped: before.is_some_and(|before| !before.trying && before.dropped),
         });
+        if full {
+            while self.evict(out) {}
+        }
         if full && !was_full {
             out.notes.push(Note::DiskFull);
         }
@@ -229,12 +234,15 @@ impl Shard {
 
     /// Lets go of the commits that are in segments and beyond the cache.
     pub(super) fn release_memory(&mut self, out: &mut Effects) {
-        let head = self.ring.head();
-        let cached_from = Position::new(head.get().saturating_sub(self.config.tail_cache_bytes));
-        let keep_from = self.oldest_undestaged().min(cached_from).min(self.ring.flushed_to());
+        let keep_from = self.oldest_undestaged().min(self.ring.flushed_to());
         let mut release = None;
         while let Some(next) = self.in_memory.get(1).map(|next| next.at).filter(|next| *next <= keep_from) {
+            let oldest = self.in_memory.front().map_or(0, |commit| commit.bytes);
+            if self.memory_bytes - oldest < self.config.tail_cache_bytes {
+                break;
+            }
             let Some(commit) = self.in_memory.pop_front() else { break };
+            self.memory_bytes -= commit.bytes;
             for tp in commit.partitions {
                 if let Some(partition) = self.partitions.get_mut(&tp) {
                     partition.log.tail.release_below(next);
@@ -248,19 +256,17 @@ impl Shard {
     }
 
     fn next_to_destage(&self) -> Option<TopicPartition> {
+        let can = |tp: &TopicPartition| self.partitions.get(tp).is_some_and(Partition::can_destage);
+        // What stands between a stream and the direct path goes first.
+        if let Some(tp) = self.held.iter().chain(&self.opening).copied().find(can) {
+            return Some(tp);
+        }
         let bound = self.ring.bytes() / DESTAGE_START_SHARE;
         self.undestaged
             .iter()
             .take_while(|(position, _)| self.ring.head().since(*position) > bound)
             .map(|(_, tp)| *tp)
-            .find(|tp| {
-                self.partitions.get(tp).is_some_and(|partition| {
-                    let log = &partition.log;
-                    partition.extent.is_none()
-                        && !partition.removing
-                        && log.destaged_end() < log.durable_end()
-                })
-            })
+            .find(can)
     }
 
     fn extent_for(&mut self, tp: TopicPartition) -> Option<ExtentWrite> {
@@ -274,7 +280,7 @@ impl Shard {
         let mut slices = Vec::new();
         let (mut bytes, mut first, mut end) = (0, None, log.destaged_end());
         for place in log.tail.from(log.destaged_end()) {
-            if place.end > durable_end || bytes >= EXTENT_BYTES_FULL {
+            if place.end > durable_end || bytes >= EXTENT_BYTES_FULL || place.direct.is_some() {
                 break;
             }
             slices.push(place.slice());
@@ -284,16 +290,20 @@ impl Shard {
         }
         let entry = ExtentEntry {
             segment: segment.id(tp),
-            file_position: segment.file_end,
+            file_position: segment.assigned_end,
             bytes,
             first: first?,
             end,
         };
         let allocate_to = segment.allocation_for(bytes.next_multiple_of(BLOCK));
-        let create = !segment.created;
+        let make = match segment.made_of {
+            _ if segment.created => Make::Nothing,
+            Some(old) => Make::Of(old),
+            None => Make::New,
+        };
         partition.extent = Some(ExtentUnderWay { entry, allocate_to, flushed: false });
         let ExtentEntry { segment, file_position, bytes, .. } = entry;
-        Some(ExtentWrite { segment, create, file_position, allocate_to, slices, bytes })
+        Some(ExtentWrite { segment, make, file_position, allocate_to, slices, bytes })
     }
 }
 

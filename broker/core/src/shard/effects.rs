@@ -60,6 +60,8 @@ impl Effects {
 pub struct Slice {
     /// Where the batch's stamp starts in the journal.
     pub position: Position,
+    /// Of a direct batch: where it starts in the memory of its commit's direct writes.
+    pub direct: Option<u32>,
     /// Whole batch.
     pub bytes: u32,
 }
@@ -155,14 +157,26 @@ pub enum LookupRow {
     },
 }
 
+/// Where the file of an extent comes from. One that is made has its first block written
+/// ([`segment::first_block`](crate::segment::first_block)), and its folder flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Make {
+    /// It is there.
+    Nothing,
+    /// It does not exist yet.
+    New,
+    /// It is this one, which left the log, under a new name; its index file goes. Somebody who still reads it keeps it as it
+    /// is, and one that is not there any more is no loss: then a new one is made.
+    Of(SegmentId),
+}
+
 /// Bytes of one partition to put into its segment.
 #[derive(Debug)]
 pub struct ExtentWrite {
     /// The file.
     pub segment: SegmentId,
-    /// The file does not exist yet: create it, write its first block
-    /// ([`segment::first_block`](crate::segment::first_block)), flush it and its folder.
-    pub create: bool,
+    /// Where the file comes from.
+    pub make: Make,
     /// Where the extent starts; a multiple of the block size.
     pub file_position: u64,
     /// The file's size must be at least this (preallocated) before writing.

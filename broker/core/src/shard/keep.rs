@@ -77,12 +77,15 @@ impl Shard {
 
     pub(super) fn removal_proven(&mut self, tp: TopicPartition, out: &mut Effects) {
         let Some(mut partition) = self.partitions.remove(&tp) else { return };
+        self.streams.remove(&tp);
+        self.opening.remove(&tp);
         if let Some(position) = partition.undestaged {
             self.undestaged.remove(&(position, tp));
         }
         self.undestaged_bytes -= partition.undestaged_bytes();
         let segments = partition.log.segments.take_all();
         self.drop_files(&partition, segments, out);
+        self.evict_of(tp, out);
         // Its folder goes when nobody writes to a file in it any more.
         if self.extents.keys().any(|segment| segment.tp == tp) {
             self.removed_meanwhile.insert(tp);
@@ -103,10 +106,16 @@ impl Shard {
         self.retry_seals(out);
         let partitions: Vec<TopicPartition> = self.partitions.keys().copied().collect();
         for tp in partitions {
-            let Some(partition) = self.partitions.get(&tp) else { continue };
-            if let Some((to, reason)) = expired(partition, now.wall_ms) {
-                self.advance_log_start(tp, to, reason, out);
-            }
+            self.keep_partition(tp, now, out);
+        }
+    }
+
+    /// Retention of one partition: periodic, and when it opens a segment, so that a fast one keeps to its settings, and what it
+    /// drops is there to be used again.
+    pub(super) fn keep_partition(&mut self, tp: TopicPartition, now: Now, out: &mut Effects) {
+        let Some(partition) = self.partitions.get(&tp) else { return };
+        if let Some((to, reason)) = expired(partition, now.wall_ms) {
+            self.advance_log_start(tp, to, reason, out);
         }
     }
 
@@ -165,8 +174,13 @@ impl Shard {
             }
             if let Some(extent) = self.extents.get_mut(&id) {
                 extent.doomed = true;
+            } else if segment.created && !partition.removing {
+                self.retire(id, &segment, out);
             } else if segment.created {
                 out.removals.push(id);
+            } else if let Some(old) = segment.made_of {
+                // An extent that failed may have given the file its new name.
+                out.removals.extend([old, id]);
             }
         }
     }

@@ -2,8 +2,8 @@
 //! [`Shard::step`]: same state, same inputs, same effects.
 //!
 //! Called by the pump of the hands and by the simulator. The rooms within: `produce` (admission, acks), `fetch`
-//! (visibility, long polls), `commit` (cuts and proofs), `destage` (extents, seals, memory), `keep` (retention, disk
-//! budget, removal), `capture` (checkpoints).
+//! (visibility, long polls), `commit` (cuts and proofs), `destage` (extents, seals, memory), `direct` (large streams), `keep` (retention, disk
+//! budget, removal), `recycle` (files used again), `capture` (checkpoints).
 //!
 //! Invariants: an acknowledgement leaves only in the step that took the proof of the flush; nothing is read above
 //! the high watermark; a file is removed only after the entry that makes it needless is durable.
@@ -11,15 +11,17 @@
 mod capture;
 mod commit;
 mod destage;
+mod direct;
 mod effects;
 mod fetch;
 mod input;
 mod keep;
 mod partition;
 mod produce;
+mod recycle;
 
 pub use effects::{
-    CheckpointWrite, Effects, ExtentWrite, LookupPlan, LookupRow, Note, Prewrite, ReadPlan, ReadRow,
+    CheckpointWrite, Effects, ExtentWrite, LookupPlan, LookupRow, Make, Note, Prewrite, ReadPlan, ReadRow,
     SegmentRead, SegmentSeal, SegmentStart, Slice, Source,
 };
 pub use input::{DiskFailure, Fetch, FetchRow, Input, Produce, ProduceRow, RequestId};
@@ -35,6 +37,7 @@ use fetch::ParkedFetch;
 use keep::ParkedDeletion;
 use partition::Partition;
 use produce::{ParkedProduce, StalledProduce};
+use recycle::Retired;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a shard is made with.
@@ -49,6 +52,8 @@ pub struct ShardConfig {
     pub tail_cache_bytes: u64,
     /// What its segment files may take on disk, together.
     pub disk_bytes_max: u64,
+    /// What segment files may take that left the log and wait to be used again, within `disk_bytes_max`.
+    pub recycled_bytes_max: u64,
     /// Whether to write the ring in full once, in the background.
     pub prewrite: bool,
 }
@@ -114,6 +119,8 @@ enum Parked {
 #[derive(Debug)]
 struct InMemory {
     at: Position,
+    /// With those of its direct writes.
+    bytes: u64,
     partitions: Vec<TopicPartition>,
 }
 
@@ -159,15 +166,25 @@ pub struct Shard {
     deadlines: BTreeSet<(Instant, RequestId, Parked)>,
     /// Commits in memory, oldest first.
     in_memory: VecDeque<InMemory>,
+    /// Bytes of them.
+    memory_bytes: u64,
     /// Partitions by the position of the first batch that only the journal holds.
     undestaged: BTreeSet<(Position, TopicPartition)>,
     /// Bytes in no segment yet.
     undestaged_bytes: u64,
+    /// Partitions whose open segment takes large batches alone.
+    streams: BTreeSet<TopicPartition>,
+    /// Partitions whose open segment is to be made of a file that waits for it.
+    opening: BTreeSet<TopicPartition>,
+    /// Streams whose batches wait until nothing of theirs is in the journal alone.
+    held: BTreeSet<TopicPartition>,
     /// Extents being written: at most one per segment.
     extents: BTreeMap<SegmentId, ExtentBeingWritten>,
     /// Partitions that are gone while an extent was being written to one of their files.
     removed_meanwhile: BTreeSet<TopicPartition>,
-    /// Bytes allocated to segment files.
+    /// Files that wait to be used again, the one that waited longest first.
+    retired: VecDeque<Retired>,
+    /// Bytes allocated to segment files, those that wait included.
     disk_bytes: u64,
     /// Of these, bytes whose log start is on its way to the journal.
     disk_bytes_leaving: u64,
@@ -201,8 +218,8 @@ pub(crate) struct Recovering {
     pub generation: u64,
     pub next_use: SegmentUse,
     pub logs: Vec<Log>,
-    /// Commits in memory and the partitions that have places in them, oldest first.
-    pub in_memory: Vec<(Position, Vec<TopicPartition>)>,
+    /// Commits in memory, their bytes and the partitions that have places in them, oldest first.
+    pub in_memory: Vec<(Position, u64, Vec<TopicPartition>)>,
     pub read_only: bool,
     pub written_in_full: bool,
 }
@@ -223,10 +240,15 @@ impl Shard {
             deletions: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             in_memory: VecDeque::new(),
+            memory_bytes: 0,
             undestaged: BTreeSet::new(),
             undestaged_bytes: 0,
+            streams: BTreeSet::new(),
+            opening: BTreeSet::new(),
+            held: BTreeSet::new(),
             extents: BTreeMap::new(),
             removed_meanwhile: BTreeSet::new(),
+            retired: VecDeque::new(),
             disk_bytes: 0,
             disk_bytes_leaving: 0,
             capture: None,
@@ -244,11 +266,16 @@ impl Shard {
             housekeeping_at: Instant::default(),
             last_flush_at: Instant::default(),
         };
-        for (at, partitions) in from.in_memory {
-            shard.in_memory.push_back(InMemory { at, partitions });
+        for (at, bytes, partitions) in from.in_memory {
+            shard.memory_bytes += bytes;
+            shard.in_memory.push_back(InMemory { at, bytes, partitions });
         }
-        for log in from.logs {
+        for mut log in from.logs {
             let tp = log.tp();
+            // The file that one of these was to be made of is swept away with whatever no log names.
+            for segment in log.segments.iter_mut().filter(|segment| !segment.created) {
+                segment.allocated = 0;
+            }
             shard.disk_bytes += log.segments.iter().map(|segment| segment.allocated).sum::<u64>();
             let partition = Partition::new(log);
             shard.undestaged_bytes += partition.undestaged_bytes();
@@ -344,7 +371,7 @@ impl Shard {
             journal_flushed: self.ring.flushed_to().get(),
             journal_used_bytes: self.ring.head().since(self.ring.needed_from()),
             journal_pending_bytes: self.ring.pending_bytes(),
-            tail_bytes: self.in_memory.front().map_or(0, |oldest| self.ring.head().since(oldest.at)),
+            tail_bytes: self.memory_bytes,
             disk_bytes: self.disk_bytes,
             disk_bytes_max: self.config.disk_bytes_max,
             parked_produces: (self.produces.len() + self.stalled.len()) as u64,
@@ -376,7 +403,11 @@ impl Shard {
         }
         let allocated =
             self.partitions.values().flat_map(|p| p.log.segments.iter()).map(|s| s.allocated).sum::<u64>();
-        if allocated != self.disk_bytes {
+        let waiting: u64 = self.retired.iter().map(|retired| retired.allocated).sum();
+        if waiting > self.config.recycled_bytes_max {
+            return Some("more files wait to be used again than may");
+        }
+        if allocated + waiting != self.disk_bytes {
             return Some("the count of bytes on disk is wrong");
         }
         self.broken_invariant_in_brief()

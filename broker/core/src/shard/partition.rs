@@ -40,6 +40,8 @@ pub(super) struct Partition {
     pub acks: VecDeque<ParkedAck>,
     pub waiting: BTreeSet<RequestId>,
     pub extent: Option<ExtentUnderWay>,
+    /// Whether its last batches in a commit went to its segment alone.
+    pub direct: bool,
     /// Its key in the shard's order of undestaged bytes.
     pub undestaged: Option<Position>,
     /// What was shown when the topic became one that waits for the disk: the high watermark does not move back.
@@ -60,6 +62,7 @@ impl Partition {
             acks: VecDeque::new(),
             waiting: BTreeSet::new(),
             extent: None,
+            direct: false,
             undestaged: None,
             shown: Offset::ZERO,
             start_target,
@@ -102,6 +105,18 @@ impl Partition {
 
     /// Bytes that are in no segment yet.
     pub(super) fn undestaged_bytes(&self) -> u64 {
-        self.log.tail.from(self.log.destaged_end()).map(|place| u64::from(place.bytes)).sum()
+        let waiting = self.log.tail.from(self.log.destaged_end()).filter(|place| place.direct.is_none());
+        waiting.map(|place| u64::from(place.bytes)).sum()
+    }
+
+    /// Whether an extent of it may be written now: something durable is in the journal alone, and no other way of writing its
+    /// segment is under way.
+    pub(super) fn can_destage(&self) -> bool {
+        let log = &self.log;
+        let next = log.tail.from(log.destaged_end()).next();
+        self.extent.is_none()
+            && !self.removing
+            && log.destaged_end() < log.durable_end()
+            && next.is_some_and(|place| place.direct.is_none())
     }
 }

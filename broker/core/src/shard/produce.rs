@@ -324,16 +324,24 @@ impl Shard {
         let segment_bytes = config.segment_bytes;
         let partition = self.partitions.get_mut(&tp).ok_or(AppendRefusal::UnknownPartition)?;
         let log = &mut partition.log;
-        let segment_use = match log.segments.last() {
-            Some(last) if !log.segments.wants_roll(bytes, segment_bytes, opened_after_ms) => last.segment_use,
+        let (segment_use, opens) = match log.segments.last() {
+            Some(last) if !log.segments.wants_roll(bytes, segment_bytes, opened_after_ms) => {
+                (last.segment_use, false)
+            }
             _ => {
                 self.next_use = SegmentUse(self.next_use.0 + 1);
-                self.next_use
+                (self.next_use, true)
             }
         };
         let base = log.end();
         let stamp = Stamp { base_offset: base, append_timestamp_ms: now.wall_ms, leader_epoch: epoch };
         log.append(&header, &stamp, header.batch_bytes, segment_use);
+        if opens {
+            self.streams.remove(&tp);
+            self.opening.remove(&tp);
+            self.reuse(tp);
+            self.keep_partition(tp, now, out);
+        }
         self.ring.push(Entry::Batch { tp, segment_use, stamp, batch });
         Ok(Accepted { base, end: batch_end(&header, base), append_timestamp_ms: now.wall_ms })
     }
@@ -391,6 +399,9 @@ impl Shard {
             return Err(AppendRefusal::DiskFull);
         }
         while !self.has_disk_room(bytes) {
+            if self.evict(out) {
+                continue;
+            }
             if !may_drop || !self.drop_oldest(tp, out) {
                 self.budget_full = true;
                 return Err(AppendRefusal::DiskFull);

@@ -28,6 +28,7 @@ fn small() -> ShardConfig {
         ring_bytes: MIB,
         tail_cache_bytes: 64 << 10,
         disk_bytes_max: 64 * MIB,
+        recycled_bytes_max: 0,
         prewrite: false,
     }
 }
@@ -49,7 +50,7 @@ struct Hands {
     superblocks: Vec<u8>,
     slots: [Option<Vec<u8>>; 2],
     files: BTreeMap<SegmentId, Vec<u8>>,
-    memory: BTreeMap<Position, Bytes>,
+    memory: BTreeMap<Position, (Bytes, Bytes)>,
     answers: BTreeMap<RequestId, Answer>,
     reads: BTreeMap<RequestId, Vec<(ErrorCode, Bytes)>>,
     notes: Vec<Note>,
@@ -65,6 +66,10 @@ struct Hands {
     /// Index files can be written; nothing reads them here.
     can_seal: bool,
     removed: Vec<TopicPartition>,
+    /// Files that were used again.
+    recycled: usize,
+    /// Bytes that went past the journal.
+    direct_bytes: u64,
 }
 
 impl Hands {
@@ -102,7 +107,7 @@ impl Hands {
             superblocks,
             slots,
             files,
-            memory: kept.into_iter().collect(),
+            memory: kept.into_iter().map(|(at, bytes)| (at, (bytes, Bytes::new()))).collect(),
             answers: BTreeMap::new(),
             reads: BTreeMap::new(),
             notes: Vec::new(),
@@ -114,6 +119,8 @@ impl Hands {
             disk_full: false,
             can_seal: false,
             removed: Vec::new(),
+            recycled: 0,
+            direct_bytes: 0,
         }
     }
 
@@ -174,7 +181,18 @@ impl Hands {
                 let at = commit.at.plus(index as u64).in_ring(self.config.ring_bytes);
                 self.ring[usize::try_from(at).unwrap()] = *byte;
             }
-            self.memory.insert(commit.at, Bytes::from(bytes));
+            let mut payload = Vec::new();
+            for write in &commit.direct {
+                let mut packed = vec![0xAA; usize::try_from(write.bytes).unwrap().next_multiple_of(4096)];
+                Packer::pack_direct(&commit, write, &mut packed);
+                let file =
+                    self.files.get_mut(&write.segment).expect("a direct write into a file that is there");
+                let at = usize::try_from(write.file_position).unwrap();
+                file[at..at + packed.len()].copy_from_slice(&packed);
+                payload.extend_from_slice(&packed);
+                self.direct_bytes += write.bytes;
+            }
+            self.memory.insert(commit.at, (Bytes::from(bytes), Bytes::from(payload)));
             if self.hold_flushes {
                 self.held.push(commit.at);
             } else {
@@ -192,6 +210,12 @@ impl Hands {
                 bytes.extend_from_slice(&self.slice(*slice));
             }
             assert_eq!(bytes.len() as u64, extent.bytes);
+            bytes.resize(bytes.len().next_multiple_of(4096), 0);
+            if let Make::Of(old) = extent.make {
+                let file = self.files.remove(&old).expect("a file that waits is there");
+                assert!(self.files.insert(segment, file).is_none(), "a new segment has a file");
+                self.recycled += 1;
+            }
             let file = self.files.entry(extent.segment).or_default();
             let at = usize::try_from(extent.file_position).unwrap();
             assert!(extent.allocate_to >= (at + bytes.len()) as u64);
@@ -229,9 +253,13 @@ impl Hands {
     }
 
     fn slice(&self, slice: Slice) -> Bytes {
-        let (at, commit) = self.memory.range(..=slice.position).next_back().expect("the bytes are in memory");
-        let from = usize::try_from(slice.position.since(*at)).unwrap();
-        commit.slice(from..from + slice.bytes as usize)
+        let (at, (ring, payload)) =
+            self.memory.range(..=slice.position).next_back().expect("the bytes are in memory");
+        let (memory, from) = match slice.direct {
+            Some(from) => (payload, from as usize),
+            None => (ring, usize::try_from(slice.position.since(*at)).unwrap()),
+        };
+        memory.slice(from..from + slice.bytes as usize)
     }
 
     fn read(&self, row: &ReadRow) -> Bytes {
@@ -651,4 +679,5 @@ fn who_waits_for_room_is_told_when_the_deadline_passes_and_nothing_was_appended(
     assert_eq!(hands.shard.describe(tp(0)).unwrap().log_end.get(), appended);
 }
 
+mod recycle;
 mod regressions;

@@ -24,6 +24,8 @@ struct Flight {
     id: BatchId,
     bytes: Bytes,
     sequence: i32,
+    /// Counts the batches of its lane.
+    number: usize,
     outstanding: Option<u64>,
     /// Some attempt may have been appended.
     unknown: bool,
@@ -37,6 +39,7 @@ struct Lane {
     shard: u16,
     producer: Option<(i64, i16)>,
     next_sequence: i32,
+    next_number: usize,
     /// The epoch before this one and its next sequence, until a batch shows that it is fenced.
     former: Option<((i64, i16), i32)>,
     flights: VecDeque<Flight>,
@@ -170,6 +173,7 @@ impl Producer {
             shard,
             producer,
             next_sequence: 0,
+            next_number: 0,
             former: None,
             flights: VecDeque::new(),
             again_at: None,
@@ -200,7 +204,7 @@ impl Producer {
         let mut under_way = Vec::new();
         for index in 0..self.lanes.len() {
             let lane = &self.lanes[index];
-            let open = !lane.stopped && lane.again_at.is_none() && lane.flights.len() < self.style.window;
+            let open = !lane.stopped && lane.again_at.is_none() && lane.window() < self.style.window;
             if !open || desk.rng.percent(30) {
                 continue;
             }
@@ -368,6 +372,7 @@ impl Producer {
             let given_up = flight.sequence;
             lane.flights.pop_back();
             lane.next_sequence = given_up;
+            lane.next_number -= 1;
             desk.checker.refused(id);
         } else {
             let wait = desk.rng.between(20 * MILLIS, 300 * MILLIS);
@@ -435,6 +440,11 @@ impl Producer {
 }
 
 impl Lane {
+    /// Batches since the oldest whose fate is open, whatever became of the others: the broker remembers no more.
+    fn window(&self) -> usize {
+        self.flights.front().map_or(0, |oldest| self.next_number - oldest.number)
+    }
+
     /// Puts a sealed batch in flight; the checker learns of it.
     fn fly(
         &mut self,
@@ -449,7 +459,9 @@ impl Lane {
             desk.checker.refused(id);
         }
         let outstanding = Some(desk.now);
-        self.flights.push_back(Flight { id, bytes, sequence, outstanding, unknown: false, astray });
+        let number = self.next_number;
+        self.next_number += 1;
+        self.flights.push_back(Flight { id, bytes, sequence, number, outstanding, unknown: false, astray });
         id
     }
 }

@@ -205,12 +205,34 @@ impl Disk {
 
     /// Takes a name away. The bytes stay for as long as an operation uses them.
     pub fn remove(&mut self, path: &str) {
-        if let Some(Node::File(file)) = self.names.get(path)
-            && let Some(file) = self.files.get_mut(file)
+        let node = self.names.get(path).copied();
+        self.name(path, None);
+        if let Some(Node::File(id)) = node
+            // A rename that a power cut met half-way leaves two names.
+            && !self.names.values().any(|other| Some(*other) == node)
+            && let Some(file) = self.files.get_mut(&id)
         {
             file.unlinked = true;
         }
-        self.name(path, None);
+    }
+
+    /// Gives a file another name. A power cut may leave either, both or, unlike most file systems, none, until the folders are
+    /// flushed.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        let Some(node) = self.names.get(from).copied() else { return };
+        self.name(to, Some(node));
+        self.name(from, None);
+        if let Node::File(id) = node
+            && let Some(file) = self.files.get_mut(&id)
+        {
+            to.clone_into(&mut file.path);
+        }
+    }
+
+    /// Whether somebody holds the file open.
+    #[must_use]
+    pub fn is_held(&self, file: FileId) -> bool {
+        self.files.get(&file).is_some_and(|file| file.held > 0)
     }
 
     /// Paths of the files below a folder.

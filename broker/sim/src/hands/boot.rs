@@ -99,7 +99,7 @@ impl Hands {
             journal,
             ring_bytes: config.ring_bytes,
             chunk_bytes,
-            tail: recovered.kept.into_iter().collect(),
+            tail: recovered.kept.into_iter().map(|(at, bytes)| (at, (bytes, Bytes::new()))).collect(),
             effects: Effects::default(),
             inbox: VecDeque::new(),
             jobs: BTreeMap::new(),

@@ -20,7 +20,8 @@ use bytes::Bytes;
 use corelog_core::journal::{Commit, Packer, Position, RING_DATA_START, SegmentId};
 use corelog_core::segment;
 use corelog_core::shard::{
-    CheckpointWrite, DiskFailure, Effects, ExtentWrite, Input, Note, Prewrite, SegmentSeal, Shard, Slice,
+    CheckpointWrite, DiskFailure, Effects, ExtentWrite, Input, Make, Note, Prewrite, SegmentSeal, Shard,
+    Slice,
 };
 use corelog_core::time::Now;
 use corelog_wire::batch::BatchHeader;
@@ -52,8 +53,8 @@ pub struct Hands {
     ring_bytes: u64,
     /// Bytes of a read from a segment.
     chunk_bytes: u64,
-    /// Commits in memory, by where they start.
-    tail: BTreeMap<Position, Bytes>,
+    /// Commits in memory, by where they start: what the ring has of them, and what their segments have.
+    tail: BTreeMap<Position, (Bytes, Bytes)>,
     effects: Effects,
     inbox: VecDeque<Input>,
     jobs: BTreeMap<u64, Job>,
@@ -179,7 +180,7 @@ impl Hands {
             tools.disk.remove(&format!("topics/{}", segment::folder_name(tp)));
         }
         if let Some(position) = effects.release.take() {
-            self.tail.retain(|at, bytes| at.plus(bytes.len() as u64) > position);
+            self.tail.retain(|at, (bytes, _)| at.plus(bytes.len() as u64) > position);
         }
         self.notes.append(&mut effects.notes);
         self.effects = effects;
@@ -194,16 +195,39 @@ impl Hands {
         if cfg!(mutant = "buffer_reused") {
             self.scribble_commits(&packed, tools);
         }
+        let (direct, payload) = self.pack_direct(commit, tools);
         self.shadow.committed(commit, &packed);
-        self.tail.insert(commit.at, packed.clone());
+        self.tail.insert(commit.at, (packed.clone(), payload));
         let start = commit.at.in_ring(self.ring_bytes);
         let first = packed.len().min((self.ring_bytes - start) as usize);
         let mut writes = vec![(self.journal, RING_DATA_START + start, packed.slice(..first))];
         if first < packed.len() {
             writes.push((self.journal, RING_DATA_START, packed.slice(first..)));
         }
-        let stages = [Stage::Write(writes), Stage::Flush(vec![Target::File(self.journal)])];
-        self.begin(Then::Commit(commit.at), stages, tools);
+        let ring = [Stage::Write(writes), Stage::Flush(vec![Target::File(self.journal)])];
+        self.begin(Then::Commit(commit.at), direct.into_iter().chain(ring), tools);
+    }
+
+    /// What of a commit goes to segments, to be done before it is written, and all of it in memory.
+    fn pack_direct(&mut self, commit: &Commit, tools: &mut Tools<'_>) -> (Vec<Stage>, Bytes) {
+        let (mut payload, mut writes, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        for write in &commit.direct {
+            tools.trace.event("direct", &[write.file_position, write.bytes]);
+            let mut bytes = vec![0xaa; write.bytes.next_multiple_of(segment::BLOCK) as usize];
+            Packer::pack_direct(commit, write, &mut bytes);
+            let Some(file) = Self::open_segment(write.segment, tools.disk) else {
+                panic!("a direct write into a file that is not there: {write:?}")
+            };
+            payload.extend_from_slice(&bytes);
+            writes.push((file, write.file_position, Bytes::from(bytes)));
+            files.push(Target::File(file));
+        }
+        let mut stages =
+            if writes.is_empty() { Vec::new() } else { vec![Stage::Write(writes), Stage::Flush(files)] };
+        if cfg!(mutant = "direct_not_flushed") {
+            stages.truncate(1);
+        }
+        (stages, Bytes::from(payload))
     }
 
     fn scribble_commits(&mut self, with: &Bytes, tools: &mut Tools<'_>) {
@@ -215,7 +239,9 @@ impl Hands {
     }
 
     fn write_extent(&mut self, extent: &ExtentWrite, tools: &mut Tools<'_>) {
-        tools.trace.event("extent", &[extent.file_position, extent.bytes, u64::from(extent.create)]);
+        tools
+            .trace
+            .event("extent", &[extent.file_position, extent.bytes, u64::from(extent.make != Make::Nothing)]);
         tools.trace.say(format_args!("  {:?} {} slices", extent.segment, extent.slices.len()));
         let mut bytes = Vec::with_capacity(extent.bytes.next_multiple_of(segment::BLOCK) as usize);
         for slice in &extent.slices {
@@ -231,7 +257,7 @@ impl Hands {
         }
         self.shadow.extent_written(extent);
         let mut writes = vec![(file, extent.file_position, Bytes::from(bytes))];
-        if extent.create {
+        if extent.make != Make::Nothing {
             writes.insert(0, (file, 0, Bytes::from(segment::first_block(extent.segment))));
         }
         folders.insert(0, Target::File(file));
@@ -250,10 +276,29 @@ impl Hands {
                 tools.disk.create(folder, None);
             }
         }
+        if let Make::Of(old) = extent.make {
+            self.recycle(old, &path, tools);
+        }
         let file = tools.disk.open(&path).unwrap_or_else(|| tools.disk.create(&path, Some(Class::Segment)));
-        let flush = extent.create && !cfg!(mutant = "no_folder_flush");
+        let flush = extent.make != Make::Nothing && !cfg!(mutant = "no_folder_flush");
         let targets = ["", "topics", &topic, &folder].map(|folder| Target::Folder(folder.to_owned()));
         (file, if flush { targets.into() } else { Vec::new() })
+    }
+
+    /// Gives the file of a segment that left the log another name, unless somebody reads it.
+    fn recycle(&mut self, old: SegmentId, path: &str, tools: &mut Tools<'_>) {
+        let folder = format!("topics/{}", segment::folder_name(old.tp));
+        let name = format!("{folder}/{}", segment::file_name(old));
+        let Some(file) = tools.disk.open(&name) else { return };
+        let held = tools.disk.is_held(file) && !cfg!(mutant = "recycles_what_is_being_read");
+        tools.trace.event("recycle", &[old.base.get(), u64::from(old.segment_use.0), u64::from(held)]);
+        if held {
+            tools.disk.remove(&name);
+        } else {
+            tools.disk.rename(&name, path);
+        }
+        tools.disk.remove(&format!("{folder}/{}", segment::index_file_name(old)));
+        self.shadow.file_removed(old);
     }
 
     fn write_index(&mut self, seal: &SegmentSeal, tools: &mut Tools<'_>) {
@@ -295,8 +340,11 @@ impl Hands {
     /// Bytes in memory, by the position they have in the journal.
     fn bytes_of(&self, slice: Slice) -> Bytes {
         let found = self.tail.range(..=slice.position).next_back();
-        let bytes = found.and_then(|(at, bytes)| {
-            let from = slice.position.since(*at) as usize;
+        let bytes = found.and_then(|(at, (ring, payload))| {
+            let (bytes, from) = match slice.direct {
+                Some(from) => (payload, from as usize),
+                None => (ring, slice.position.since(*at) as usize),
+            };
             let to = from + slice.bytes as usize;
             (to <= bytes.len()).then(|| bytes.slice(from..to))
         });

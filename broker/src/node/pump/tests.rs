@@ -39,6 +39,7 @@ fn config() -> ShardConfig {
         ring_bytes: MIB,
         tail_cache_bytes: 128 << 10,
         disk_bytes_max: 1 << 30,
+        recycled_bytes_max: 64 * MIB,
         prewrite: false,
     }
 }

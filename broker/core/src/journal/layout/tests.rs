@@ -19,6 +19,15 @@ const GOLDEN: &str = concat!(
     "0400000020000000101112131415161718191a1b1c1d1e1f0300000000000000",
 );
 
+/// The entry of [`direct_entry`]: the header of [`GOLDEN`]'s batch behind its place in a segment.
+const GOLDEN_DIRECT: &str = concat!(
+    "0600000088000000101112131415161718191a1b1c1d1e1f0300000007000000",
+    "0030000000000000",
+    "2900000000000000c869e5cf8b01000005000000b61cd59d7000000001000000",
+    "02000000010000007b68e5cf8b0100007b68e5cf8b010000ffffffffffffffff",
+    "ffff0000ffffffff000000000000000010000000f70370b24af37a9600000000",
+);
+
 fn tp() -> TopicPartition {
     TopicPartition::new(TopicId::from_bytes(std::array::from_fn(|i| 0x10 + u8::try_from(i).unwrap())), 3)
 }
@@ -55,6 +64,7 @@ fn commit(at: u64, session: u64, flushed_to: u64, entries: Vec<Entry>) -> Commit
         session: Session(session),
         flushed_to: Position::new(flushed_to),
         entries,
+        direct: Vec::new(),
     }
 }
 
@@ -95,6 +105,46 @@ fn reseal(commit: &mut [u8]) {
     }
     let header_crc = seeded_crc(&commit[..at::CRC]);
     put(commit, at::CRC, &header_crc.to_le_bytes());
+}
+
+fn direct_entry(base: u64, body: &[u8], file_position: u64) -> Entry {
+    let Entry::Batch { tp, segment_use, stamp, batch } = batch_entry(base, body) else { unreachable!() };
+    Entry::Direct { tp, segment_use, stamp, batch, file_position }
+}
+
+#[test]
+fn golden_bytes_of_a_direct_batch() {
+    let mut direct = commit(0, 9, 0, vec![direct_entry(41, b"a golden body, 1", 0x3000)]);
+    let write = DirectWrite { segment: extent().segment, file_position: 0x3000, bytes: 112 };
+    let write = DirectWrite { segment: SegmentId { segment_use: SegmentUse(7), ..write.segment }, ..write };
+    direct.direct.push(write.clone());
+    let packed = pack(&mut Packer::new(Session(9), 0), &direct);
+    let golden = unhex(GOLDEN_DIRECT);
+    assert_eq!(packed[HEADER..HEADER + golden.len()], golden);
+    let views = views(&packed).unwrap();
+    let EntryView::Direct { tp: found, segment_use, file_position, header, stamp } = views[0] else {
+        panic!("{:?}", views[0])
+    };
+    assert_eq!((found, segment_use, file_position), (tp(), SegmentUse(7), 0x3000));
+    assert_eq!(&header, batch(b"a golden body, 1", 2).header());
+    assert_eq!(stamp.base_offset, Offset::new(41));
+    let mut file = vec![0xA5; 4096];
+    Packer::pack_direct(&direct, &write, &mut file);
+    let stored = bytes::Bytes::copy_from_slice(&file[..112]);
+    assert_eq!(stored[..HEADER_BYTES], golden[DIRECT_BATCH..]);
+    assert!(CheckedBatch::check_stored(stored, tp(), corelog_wire::batch::BodyCheck::Verify).is_ok());
+    assert!(file[112..].iter().all(|&byte| byte == 0), "recycled memory shows through");
+}
+
+#[test]
+fn a_direct_batch_is_behind_the_first_block_of_a_segment() {
+    for (file_position, sound) in
+        [(0, false), (4088, false), (4096, true), (4104, true), (4100, false), (u64::MAX - 7, false)]
+    {
+        let direct = commit(0, 1, 0, vec![direct_entry(1, &[1; 16], file_position)]);
+        let read = views(&pack(&mut Packer::new(Session(1), 0), &direct));
+        assert_eq!(read.is_ok(), sound, "{file_position}: {read:?}");
+    }
 }
 
 #[test]
