@@ -75,3 +75,40 @@ fn a_killed_broker_has_what_it_acknowledged() {
     assert_eq!(result.verdict.lost, 0);
     assert!(result.verdict.acknowledged > 100 && result.verdict.read >= result.verdict.acknowledged);
 }
+
+/// Batches of a megabyte to a partition at its retention limit: they go past the journal.
+const STREAM: &str = r#"
+    name = "stream"
+    about = "A large stream."
+    [topic]
+    partitions = 1
+    [topic.config]
+    retention_bytes = "32MiB"
+    segment_bytes = "16MiB"
+    [records]
+    bytes = 1024
+    per_request = 1000
+    [load]
+    mode = "closed"
+    connections = 4
+    [time]
+    settle_s = 0.0
+    warm_up_s = 1.5
+    measured_s = 1.0
+"#;
+
+#[test]
+fn a_stream_into_files_that_were_used_before_is_written_once() {
+    let result = run(STREAM, None);
+    assert!(result.is_valid() && result.refused == 0, "{:?}", result.marks);
+    let written = result.write_amplification.unwrap();
+    // Twice when it goes through the journal; some does at the begin of each segment.
+    assert!(written < 1.7, "{written} bytes to the device for one");
+}
+
+#[test]
+fn a_killed_broker_has_what_it_acknowledged_of_a_stream() {
+    let result = run(STREAM, Some(Duration::from_millis(700)));
+    assert!(result.is_valid(), "{:?}", result.marks);
+    assert!(result.killed.unwrap().unanswered > 0 && result.verdict.lost == 0);
+}
