@@ -2,13 +2,14 @@
 # What a release build does on this machine, one line per figure. Ends with 1 if a figure misses its target, after all of them.
 #
 #   arguments, ACCEPTANCE_FILES    files, and a folder of files, to send through it beside the host's own log
-#   ACCEPTANCE_PARTS               which parts, of "dev files mixed kill hostile recovery" (all)
+#   ACCEPTANCE_PARTS               which parts, of "dev files mixed kill hostile recovery idle" (all)
 #   ACCEPTANCE_DIR                 in which brokers keep their data meanwhile, in a folder that is removed at the end
 #                                  (.corelog/acceptance; the parts that are tests, mixed, kill and hostile, use target/tmp)
 #   ACCEPTANCE_STARTS              starts on an empty directory (20)
 #   ROUND_TRIP_BYTES               mixed binary lines in each round trip (1 GiB)
 #   KILL_CYCLES                    kills under load (200)
 #   RECOVERY_MIB, RECOVERY_PARTITIONS    what the recovered broker holds (10240, 1000); the disk needs half as much again
+#   IDLE_PARTITIONS, IDLE_SECONDS  what an idle broker holds, and how long its processor time is counted (10000, 20)
 #   ACCEPTANCE_SECONDS             no step may take longer (3600)
 set -eu
 cd "$(dirname "$0")/../.."
@@ -16,10 +17,12 @@ cd "$(dirname "$0")/../.."
 
 corelog="$target_dir/release/corelog"
 work="${ACCEPTANCE_DIR:-$run_dir/acceptance}/corelog-acceptance.$$"
-parts=" ${ACCEPTANCE_PARTS:-dev files mixed kill hostile recovery} "
+parts=" ${ACCEPTANCE_PARTS:-dev files mixed kill hostile recovery idle} "
 starts="${ACCEPTANCE_STARTS:-20}"
 recovery_mib="${RECOVERY_MIB:-10240}"
 recovery_partitions="${RECOVERY_PARTITIONS:-1000}"
+idle_partitions="${IDLE_PARTITIONS:-10000}"
+idle_seconds="${IDLE_SECONDS:-20}"
 seconds_max="${ACCEPTANCE_SECONDS:-3600}"
 export ROUND_TRIP_BYTES="${ROUND_TRIP_BYTES:-1073741824}"
 export KILL_CYCLES="${KILL_CYCLES:-200}"
@@ -241,6 +244,42 @@ END
     end INT
 }
 
+# Processor time of the broker since it started, in ticks of a hundredth of a second.
+ticks() {
+    sed 's/.*) //' "/proc/$pid/stat" | awk '{ print $12 + $13 }'
+}
+
+# share SECONDS: percent of one processor that the broker takes in so many seconds.
+share() {
+    before="$(ticks)"
+    # Time is what is measured here.
+    sleep "$1"
+    awk "BEGIN { printf \"%.2f\", ($(ticks) - $before) / $1 }"
+}
+
+idle_part() {
+    say "idle"
+    fresh
+    start_dev
+    taken="$(share "$idle_seconds")"
+    figure "$(holds "$taken <= 2")" "an idle broker without topics takes $taken% of a processor (2 wanted)"
+    left="$idle_partitions"
+    while [ "$left" -gt 0 ]; do
+        some="$((left > 1000 ? 1000 : left))"
+        "$corelog" topic create "idle-$left" --partitions "$some" >/dev/null
+        left=$((left - some))
+    done
+    sleep 2
+    resident="$(awk '/^VmRSS:/ { print $2 * 1024 }' "/proc/$pid/status")"
+    taken="$(share "$idle_seconds")"
+    figure "$(holds "$resident <= 150000000")" "$idle_partitions idle partitions: $resident bytes resident (150000000 wanted)"
+    figure "$(holds "$taken <= 2")" "$idle_partitions idle partitions: $taken% of a processor (2 wanted)"
+    end 9
+    start_dev
+    figure "$(holds "$ready_ms <= 1000")" "$idle_partitions partitions: ready $ready_ms ms after a kill -9 (1000 wanted)"
+    end INT
+}
+
 sh deploy/tools/prerequisites.sh
 say "Building broker and tests (release profile; the first time takes some minutes)"
 cargo build --locked --release --quiet -p corelog-broker --bin corelog
@@ -259,7 +298,8 @@ for part in $parts; do
     kill) kill_part ;;
     hostile) hostile_part ;;
     recovery) recovery_part ;;
-    *) fail "there is no part $part" "the parts: dev files mixed kill hostile recovery" ;;
+    idle) idle_part ;;
+    *) fail "there is no part $part" "the parts: dev files mixed kill hostile recovery idle" ;;
     esac
 done
 [ "$missed" -eq 0 ] || fail "a figure missed its target, see MISSED above"

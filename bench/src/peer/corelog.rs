@@ -79,11 +79,21 @@ impl Connection {
 
     /// Asks with no payload; gives the answer's header and payload.
     fn ask(&mut self, kind: Kind, header: &[u8]) -> Result<(Vec<u8>, Bytes)> {
+        self.send(kind, header)?;
+        self.answer(kind)
+    }
+
+    fn send(&mut self, kind: Kind, header: &[u8]) -> Result<()> {
         let correlation = CorrelationId::new(self.correlation);
         self.correlation += 1;
         let mut frame = Prelude::request(kind, correlation, header, 0).encode().to_vec();
         frame.extend_from_slice(header);
-        self.stream.write_all(&frame).doing(|| format!("asking {}", kind.name()))?;
+        self.stream.write_all(&frame).doing(|| format!("asking {}", kind.name()))
+    }
+
+    /// The answer to what was sent last.
+    fn answer(&mut self, kind: Kind) -> Result<(Vec<u8>, Bytes)> {
+        let correlation = CorrelationId::new(self.correlation - 1);
         let mut prelude = [0; PRELUDE_BYTES];
         let doing = || format!("waiting for the answer to {}", kind.name());
         self.stream.read_exact(&mut prelude).doing(doing)?;
@@ -242,39 +252,54 @@ fn read_run(
     Ok(next)
 }
 
-/// A consumer of all partitions.
+/// A consumer of all partitions, which asks for more before it looks at what has come, as the client library does.
 #[derive(Debug)]
 struct Following {
     connection: Connection,
     /// Each partition and the offset that follows what was read, the one that waited longest first.
     rows: VecDeque<FetchRow>,
+    /// They were asked for.
+    asked: bool,
+}
+
+impl Following {
+    fn ask(&mut self) -> Result<()> {
+        self.asked = true;
+        let max_wait_ms = u32::try_from(follow::POLL.as_millis()).unwrap_or(u32::MAX);
+        let rows = self.rows.iter().copied().collect();
+        let request = FetchRequest { max_wait_ms, min_bytes: 1, max_bytes: FETCH_BYTES, rows };
+        self.connection.send(Kind::Fetch, &request.encode())
+    }
 }
 
 impl Tail for Following {
     fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<()> {
-        let max_wait_ms = u32::try_from(follow::POLL.as_millis()).unwrap_or(u32::MAX);
-        let rows = self.rows.iter().copied().collect();
-        let request = FetchRequest { max_wait_ms, min_bytes: 1, max_bytes: FETCH_BYTES, rows };
-        let (header, payload) = self.connection.ask(Kind::Fetch, &request.encode())?;
+        if !self.asked {
+            self.ask()?;
+        }
+        let (header, payload) = self.connection.answer(Kind::Fetch)?;
         let answer = FetchAnswer::decode(&header).map_err(peer)?;
         answer.rows_within(payload.len()).map_err(peer)?;
+        let mut runs = Vec::with_capacity(answer.rows.len());
         for (asked, row) in self.rows.iter_mut().zip(&answer.rows) {
             if row.error != ErrorCode::None {
-                return Err(Error::Peer(format!(
-                    "fetch of {:?}: {}: {}",
-                    row.tp,
-                    row.error.name(),
-                    row.message
-                )));
+                let (code, message) = (row.error.name(), &row.message);
+                return Err(Error::Peer(format!("fetch of {:?}: {code}: {message}", row.tp)));
             }
             let first_byte = row.first_byte as usize;
             let run = payload.slice(first_byte..first_byte + row.bytes as usize);
-            let next = read_run(run, asked.tp, asked.offset.get(), &mut |_, value| {
-                each(value.unwrap_or_default());
-            })?;
-            asked.offset = Offset::new(next);
+            runs.push((asked.tp, asked.offset, run.clone()));
+            if let Some(last) = StoredBatches::new(run, asked.tp, BodyCheck::Skip).last() {
+                let last = last.map_err(peer)?;
+                let base = last.stamp().map_or(0, |stamp| stamp.base_offset.get());
+                asked.offset = Offset::new(base + u64::from(last.header().last_offset_delta) + 1);
+            }
         }
         self.rows.rotate_left(1);
+        self.ask()?;
+        for (tp, from, run) in runs {
+            read_run(run, tp, from.get(), &mut |_, value| each(value.unwrap_or_default()))?;
+        }
         Ok(())
     }
 }
@@ -333,7 +358,8 @@ impl super::Session for Session<'_> {
             leader_epoch: None,
         };
         let (connection, _) = Connection::open(self.run.address)?;
-        Ok(Box::new(Following { connection, rows: (0..self.shape.partitions).map(row).collect() }))
+        let rows = (0..self.shape.partitions).map(row).collect();
+        Ok(Box::new(Following { connection, rows, asked: false }))
     }
 
     fn moved(&mut self, address: SocketAddr) -> Result<()> {

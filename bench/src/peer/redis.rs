@@ -47,10 +47,11 @@ pub fn arguments(command: &mut Command, folder: &Path, fsync: &str) -> Result<So
     Ok(address)
 }
 
-/// The process that listens here; none while it does not answer.
+/// The process that listens here; none while it does not answer, or still reads its file.
 #[must_use]
 pub fn process(address: SocketAddr) -> Option<u32> {
     let mut connection = Connection::open(address).ok()?;
+    connection.ask(&["PING"]).ok()?;
     let Ok(Value::Bulk(info)) = connection.ask(&["INFO", "server"]) else { return None };
     let info = String::from_utf8_lossy(&info).into_owned();
     info.lines().find_map(|line| line.strip_prefix("process_id:"))?.trim().parse().ok()
