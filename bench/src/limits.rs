@@ -474,7 +474,7 @@ mod tests {
     fn loopback_carries_bytes_and_round_trips() {
         let loopback =
             loopback(ThreadPlace::default(), ThreadPlace::default(), Duration::from_millis(100)).unwrap();
-        assert!(loopback.mb_per_second > 10.0, "{loopback:?}");
+        assert!(loopback.mb_per_second > 0.0 && loopback.two_streams > 0.0, "{loopback:?}");
         assert!(loopback.round_trip_p50_ns.is_none_or(|ns| ns > 1_000), "{loopback:?}");
     }
 

@@ -61,11 +61,15 @@ impl Default for Readers {
 const READERS_MAX: u32 = 1000;
 
 /// The topic.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Topic {
-    /// Every connection goes round all of them.
+    /// Every connection goes round all of them, unless there is a skew.
     pub partitions: u32,
+    /// Each request picks its partition by chance, the n-th with a weight of 1/n to this power (Zipf's law): 1 is the skew of
+    /// words in a text. 0: they take turns.
+    #[serde(default)]
+    pub skew: f64,
     /// `disk`: flushed before the acknowledgement. `memory`: not.
     #[serde(default)]
     pub durability: Durability,
@@ -274,6 +278,9 @@ impl Workload {
         if topic.partitions == 0 || load.connections() == 0 {
             return fail("partitions and connections must be 1 or more".to_owned());
         }
+        if !(0.0..=10.0).contains(&topic.skew) {
+            return fail(format!("topic.skew must be from 0 to 10, not {}", topic.skew));
+        }
         if records.bytes < MARK_BYTES || records.per_request == 0 {
             return fail(format!(
                 "records.bytes must be {MARK_BYTES} or more, records.per_request 1 or more"
@@ -344,6 +351,8 @@ mod tests {
         for (from, to) in [
             ("bytes = 100", "bytes = 31"),
             ("partitions = 2", "partitions = 0"),
+            ("partitions = 2", "partitions = 2\nskew = -1.0"),
+            ("partitions = 2", "partitions = 2\nskew = nan"),
             ("connections = 8", "connections = 0"),
             ("rate = 4000.0", "rate = 0.0"),
             ("rate = 4000.0", "rate = nan"),

@@ -32,7 +32,7 @@ use crate::error::{Doing, Error, Result};
 use crate::follow::{self, Tail};
 use crate::payload::Template;
 use crate::tally::{Outcome, Plan, Window};
-use crate::workload::Acks;
+use crate::workload::{self, Acks};
 
 /// Largest answer that is taken.
 const CAPS: Caps = Caps { header_bytes_max: 4 << 20, payload_bytes_max: 64 << 20 };
@@ -328,6 +328,7 @@ impl<'a> Session<'a> {
             run: run.number,
             topic: connection.create_topic(&topic, workload.topic.partitions, config)?,
             partitions: workload.topic.partitions,
+            spread: &workload.topic,
             template: run.template,
             acks: workload.load.acks(),
             idempotent: workload.records.idempotent,
@@ -340,6 +341,9 @@ impl<'a> Session<'a> {
 impl super::Session for Session<'_> {
     fn drive(&self, plan: &Plan, window: &mut dyn Window) -> Result<(Outcome, Vec<Ledger>)> {
         let Run { address, workload, driver, .. } = self.run;
+        if driver == Driver::Client && workload.topic.skew > 0.0 {
+            return Err(Error::Setup("--driver client has no skew: its producers take turns".to_owned()));
+        }
         if driver == Driver::Client {
             return library::drive(address, &self.topic, self.shape.run, workload, plan, window);
         }
@@ -396,6 +400,8 @@ pub struct Shape<'a> {
     pub topic: TopicId,
     /// How many partitions it has.
     pub partitions: u32,
+    /// How requests are spread over them.
+    pub spread: &'a workload::Topic,
     /// What each request carries.
     pub template: &'a Template,
     /// What is waited for.
@@ -454,7 +460,7 @@ impl<'a> Producer<'a> {
             .collect();
         let producer = Self {
             shape,
-            turns: Turns::new(shape.run, number, shape.partitions, shape.template.records()),
+            turns: Turns::new(shape.run, number, shape.spread, shape.template.records()),
             id,
             correlation_first: connection.correlation,
             correlation_next: connection.correlation,

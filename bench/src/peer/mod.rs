@@ -218,7 +218,7 @@ impl Run<'_> {
     /// A producer's way round the workload's partitions.
     fn turns(&self, producer: u32) -> turns::Turns {
         let Workload { topic, records, .. } = self.workload;
-        turns::Turns::new(self.number, producer, topic.partitions, records.per_request)
+        turns::Turns::new(self.number, producer, topic, records.per_request)
     }
 }
 

@@ -25,6 +25,7 @@ use crate::error::{Doing, Error, Result};
 use crate::limits::BLOCK_BYTES;
 use crate::strawman::{LOG_NAME, Lap, PAYLOAD_BYTES_MAX, place};
 use crate::tally::{Outcome, Plan, Window};
+use crate::workload::Topic;
 
 const CAPS: Caps = Caps { header_bytes_max: 4096, payload_bytes_max: 0 };
 
@@ -152,9 +153,11 @@ struct Producer<'a> {
 
 impl<'a> Producer<'a> {
     fn new(run: Run<'a>, number: u32) -> Self {
+        // One log, whatever partitions the workload has.
+        let log = Topic { partitions: 1, ..run.workload.topic.clone() };
         Self {
             run,
-            turns: Turns::new(run.number, number, 1, run.template.records()),
+            turns: Turns::new(run.number, number, &log, run.template.records()),
             correlation_next: 0,
             waiting: VecDeque::new(),
             waiting_first: 0,

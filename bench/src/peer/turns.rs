@@ -1,4 +1,4 @@
-//! One connection's way round the partitions, a request each: what its next request's records say, and what it was told.
+//! One connection's way among the partitions, a request each: what its next request's records say, and what it was told.
 //!
 //! Called by the peers' producers. Invariant: sequences rise by the records of a request, apart for each partition. Knows no
 //! protocol.
@@ -11,32 +11,75 @@ use crate::engine::{self, Protocol};
 use crate::error::Result;
 use crate::measure::nanoseconds;
 use crate::payload::Mark;
+use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
+use crate::workload::Topic;
 
 /// A producer's place among the partitions.
 #[derive(Debug)]
 pub(super) struct Turns {
     run: u64,
     producer: u32,
-    partitions: u32,
-    partition_next: u32,
+    way: Way,
     pub(super) ledger: Ledger,
+}
+
+/// Which partition comes next.
+#[derive(Debug)]
+enum Way {
+    Round {
+        partitions: u32,
+        next: u32,
+    },
+    /// By chance: up to where each partition reaches of all weights together.
+    Skewed {
+        reaches: Vec<f64>,
+        random: Random,
+    },
 }
 
 impl Turns {
     /// Begins at a partition of its own, so that producers do not all use the same one.
-    pub(super) fn new(run: u64, producer: u32, partitions: u32, records_per_request: u32) -> Self {
+    pub(super) fn new(run: u64, producer: u32, topic: &Topic, records_per_request: u32) -> Self {
         let ledger = Ledger::new(records_per_request);
-        Self { run, producer, partitions, partition_next: producer % partitions, ledger }
+        let partitions = topic.partitions;
+        let way = if topic.skew == 0.0 {
+            Way::Round { partitions, next: producer % partitions }
+        } else {
+            let weights = (1..=partitions).map(|number| f64::from(number).powf(-topic.skew));
+            let reaches = weights.scan(0.0, |sum, weight| {
+                *sum += weight;
+                Some(*sum)
+            });
+            Way::Skewed { reaches: reaches.collect(), random: Random::new(run ^ u64::from(producer)) }
+        };
+        Self { run, producer, way, ledger }
     }
 
     /// The mark of the next request's first record, noted as sent.
     pub(super) fn next(&mut self, intended: Duration) -> Mark {
-        let partition = self.partition_next;
-        self.partition_next = (partition + 1) % self.partitions;
+        let partition = self.way.next();
         let sequence = self.ledger.sent(partition);
         let intended_ns = nanoseconds(intended);
         Mark { run: self.run, producer: self.producer, partition, sequence, intended_ns }
+    }
+}
+
+impl Way {
+    fn next(&mut self) -> u32 {
+        match self {
+            Self::Round { partitions, next } => {
+                let partition = *next;
+                *next = (partition + 1) % *partitions;
+                partition
+            }
+            Self::Skewed { reaches, random } => {
+                let all = reaches.last().copied().unwrap_or_default();
+                let at = random.unit() * all;
+                let partition = reaches.partition_point(|reach| *reach <= at).min(reaches.len() - 1);
+                u32::try_from(partition).unwrap_or_default()
+            }
+        }
     }
 }
 
@@ -52,4 +95,39 @@ pub(super) fn drive<P: Protocol>(
 ) -> Result<(Outcome, Vec<Ledger>)> {
     let (outcome, producers) = engine::drive(connections, plan, window)?;
     Ok((outcome, producers.into_iter().map(ledger).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topic(partitions: u32, skew: f64) -> Topic {
+        let text = format!("partitions = {partitions}\nskew = {skew:?}");
+        toml::from_str(&text).unwrap()
+    }
+
+    fn counts(topic: &Topic, requests: u32) -> Vec<u32> {
+        let mut turns = Turns::new(9, 1, topic, 1);
+        let mut counts = vec![0; topic.partitions as usize];
+        for _ in 0..requests {
+            counts[turns.next(Duration::ZERO).partition as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn without_a_skew_partitions_take_turns_from_one_of_the_producer_on() {
+        assert_eq!(counts(&topic(3, 0.0), 7), [2, 3, 2]);
+    }
+
+    #[test]
+    fn a_skew_is_that_of_zipf() {
+        let counts = counts(&topic(100, 1.0), 100_000);
+        // The first hundred terms of the harmonic series are 5.187 together.
+        for (number, &count) in (1_u32..).zip(&counts).take(3) {
+            let expected = 100_000.0 / 5.187 / f64::from(number);
+            assert!((f64::from(count) / expected - 1.0).abs() < 0.05, "{number}: {count} of {expected}");
+        }
+        assert!(counts[99] > 0, "{counts:?}");
+    }
 }
