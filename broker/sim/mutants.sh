@@ -24,7 +24,6 @@ no_folder_flush
 old_producer_epoch_appends
 recovery_cuts_at_first_bad
 recovery_takes_stale_commits
-recycles_what_is_being_read
 refused_what_may_land
 ring_ignores_older_slot
 session_before_flush

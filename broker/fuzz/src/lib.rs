@@ -86,6 +86,9 @@ pub fn journal(ring_bytes: u64) -> Vec<u8> {
             entries.push(Entry::LogStart { tp: tp(0), log_start: Offset::new(1) });
             entries.push(Entry::Removed { tp: tp(2) });
         }
+        if size == 50 {
+            entries.push(writer.direct(0, 600));
+        }
         writer.commit(2, entries);
     }
     writer.commit(2, Vec::new());
@@ -127,6 +130,14 @@ impl Writer {
         }
     }
 
+    /// A batch that is in its segment behind the extent of [`extent`].
+    fn direct(&self, partition: u32, body: usize) -> Entry {
+        let Entry::Batch { tp, segment_use, stamp, batch } = self.append(partition, body) else {
+            unreachable!("what is appended is a batch")
+        };
+        Entry::Direct { tp, segment_use, stamp, batch, file_position: 5 * BLOCK as u64 }
+    }
+
     fn commit(&mut self, session: u64, entries: Vec<Entry>) {
         let mut bytes = 64;
         for entry in &entries {
@@ -134,6 +145,10 @@ impl Writer {
                 Entry::Batch { tp, batch, .. } => {
                     self.ends[tp.partition as usize] += 1;
                     32 + batch.bytes().len()
+                }
+                Entry::Direct { tp, .. } => {
+                    self.ends[tp.partition as usize] += 1;
+                    32 + 8 + 96
                 }
                 Entry::Extent(_) => 72,
                 Entry::LogStart { .. } => 40,
@@ -143,7 +158,8 @@ impl Writer {
         let mut packed = vec![0; bytes.next_multiple_of(BLOCK)];
         let (at, flushed_to) = (Position::new(self.at), Position::new(self.flushed_to));
         let bytes = packed.len() as u64;
-        self.packer.pack(&Commit { at, bytes, session: Session(session), flushed_to, entries }, &mut packed);
+        let (session, direct) = (Session(session), Vec::new());
+        self.packer.pack(&Commit { at, bytes, session, flushed_to, entries, direct }, &mut packed);
         for (index, block) in packed.chunks_exact(BLOCK).enumerate() {
             let at = 2 * BLOCK + ring_offset((self.at + (index * BLOCK) as u64) % self.ring_bytes);
             self.file[at..at + BLOCK].copy_from_slice(block);

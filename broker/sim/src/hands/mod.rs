@@ -290,7 +290,7 @@ impl Hands {
         let folder = format!("topics/{}", segment::folder_name(old.tp));
         let name = format!("{folder}/{}", segment::file_name(old));
         let Some(file) = tools.disk.open(&name) else { return };
-        let held = tools.disk.is_held(file) && !cfg!(mutant = "recycles_what_is_being_read");
+        let held = tools.disk.is_held(file);
         tools.trace.event("recycle", &[old.base.get(), u64::from(old.segment_use.0), u64::from(held)]);
         if held {
             tools.disk.remove(&name);
