@@ -93,7 +93,7 @@ const STREAM: &str = r#"
     connections = 4
     [time]
     settle_s = 0.0
-    warm_up_s = 1.5
+    warm_up_s = 3.0
     measured_s = 1.0
 "#;
 
