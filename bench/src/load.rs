@@ -72,7 +72,9 @@ pub fn load(
         });
         let consumers = (following > 0)
             .then(|| scope.spawn(move || follow::follow(session, following, 1, place.generator, shared)));
-        if let (Some(at), Some(pid), Ok(began)) = (place.kill_at, watch.broker, begins.recv()) {
+        if let (Some(at), Some(pid)) = (place.kill_at, watch.broker)
+            && let Ok(began) = begins.recv()
+        {
             kill(pid, at.saturating_sub(began.elapsed()))?;
         }
         let ended = || Err(Error::Setup("the generator's thread ended".to_owned()));

@@ -103,7 +103,7 @@ impl Stage {
                 break;
             }
             let next = once(workload, repeat, subject, &self.place)?;
-            if !next.is_valid() || next.others_share < best.others_share {
+            if !next.is_valid() || !next.is_disturbed() || next.others_share < best.others_share {
                 best = next;
             }
             best.discarded = attempt;

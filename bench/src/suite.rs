@@ -56,6 +56,7 @@ fn take_turns(stage: &mut Stage, workloads: &[Workload], effort: &EffortArgument
             for subject in 0..stage.subjects.len() {
                 let peer = stage.subjects[subject].peer();
                 if !peer.takes(workload) {
+                    eprintln!("{} {}: left out, it has nothing of the kind", workload.name, peer.name());
                     continue;
                 }
                 eprint!("{} {} {}/{} ... ", workload.name, peer.name(), repeat + 1, effort.repeat);
