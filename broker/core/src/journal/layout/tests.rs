@@ -1,8 +1,12 @@
 //! Golden bytes, round trips and damage.
 
+use super::entry::*;
 use super::*;
-use corelog_wire::batch::{BatchFields, BatchLimits, CheckedBatch, seal_body};
-use corelog_wire::ids::LeaderEpoch;
+use crate::journal::{ExtentEntry, SegmentId, SegmentUse};
+use corelog_wire::batch::{
+    BatchFields, BatchLimits, CheckedBatch, HEADER_BYTES, STAMP_BYTES, Stamp, seal_body,
+};
+use corelog_wire::ids::{LeaderEpoch, Offset, TopicId, TopicPartition};
 
 /// The commit of [`golden_commit`] up to its padding, computed by another program.
 const GOLDEN: &str = concat!(
