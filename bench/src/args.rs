@@ -122,15 +122,9 @@ pub struct OutputArguments {
     pub hlog: Option<PathBuf>,
 }
 
-/// Arguments of `run`.
+/// What workloads that take turns have in common.
 #[derive(Clone, Debug, Args)]
-pub struct RunArguments {
-    /// Scenario files: see bench/workloads.
-    #[arg(required = true, value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-    /// Kill each broker (SIGKILL) so long after warm-up, start it again and check that what it acknowledged is there.
-    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["bootstrap", "measured"])]
-    pub kill_at: Option<f64>,
+pub struct TurnsArguments {
     /// Who.
     #[command(flatten)]
     pub subjects: SubjectArguments,
@@ -145,6 +139,20 @@ pub struct RunArguments {
     pub place: PlaceArguments,
 }
 
+/// Arguments of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArguments {
+    /// Scenario files: see bench/workloads.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Kill each broker (SIGKILL) so long after warm-up, start it again and check that what it acknowledged is there.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["bootstrap", "measured"])]
+    pub kill_at: Option<f64>,
+    /// Who, how often and where.
+    #[command(flatten)]
+    pub turns: TurnsArguments,
+}
+
 /// Arguments of `suite`.
 #[derive(Clone, Debug, Args)]
 pub struct SuiteArguments {
@@ -154,18 +162,9 @@ pub struct SuiteArguments {
     /// Only scenarios whose names begin so; several: any of them.
     #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Who.
+    /// Who, how often and where.
     #[command(flatten)]
-    pub subjects: SubjectArguments,
-    /// How long and how often.
-    #[command(flatten)]
-    pub effort: EffortArguments,
-    /// Where results go.
-    #[command(flatten)]
-    pub output: OutputArguments,
-    /// Where.
-    #[command(flatten)]
-    pub place: PlaceArguments,
+    pub turns: TurnsArguments,
 }
 
 /// Arguments of `ramp`.

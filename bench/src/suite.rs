@@ -5,7 +5,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use crate::args::{EffortArguments, LimitsArguments, RunArguments, SuiteArguments};
+use crate::args::{EffortArguments, LimitsArguments, RunArguments, SuiteArguments, TurnsArguments};
 use crate::error::{Doing, Error, Result};
 use crate::limits::{BLOCK_BYTES, Device, Limits};
 use crate::machine::{Machine, microseconds};
@@ -17,10 +17,7 @@ use crate::workload::Workload;
 /// # Errors
 /// [`Error`] if one could not be run.
 pub fn run(arguments: &RunArguments) -> Result<bool> {
-    let workloads = workloads(&arguments.files, &arguments.effort)?;
-    let mut stage = Stage::set(&arguments.place, &arguments.subjects, arguments.kill_at)?;
-    take_turns(&mut stage, &workloads, &arguments.effort)?;
-    stage.publish(&arguments.output)
+    take_turns(&arguments.files, &arguments.turns, arguments.kill_at)
 }
 
 /// Runs all workloads of a folder; whether all runs are valid.
@@ -40,19 +37,19 @@ pub fn all(arguments: &SuiteArguments) -> Result<bool> {
         }
     }
     files.sort_unstable();
-    let workloads = workloads(&files, &arguments.effort)?;
-    if workloads.is_empty() {
+    if files.is_empty() {
         return Err(Error::Setup(format!("{} has no such scenario", folder.display())));
     }
-    let mut stage = Stage::set(&arguments.place, &arguments.subjects, None)?;
-    take_turns(&mut stage, &workloads, &arguments.effort)?;
-    stage.publish(&arguments.output)
+    take_turns(&files, &arguments.turns, None)
 }
 
-fn take_turns(stage: &mut Stage, workloads: &[Workload], effort: &EffortArguments) -> Result<()> {
-    workloads.clone_into(&mut stage.report.workloads);
+fn take_turns(files: &[PathBuf], turns: &TurnsArguments, kill_at: Option<f64>) -> Result<bool> {
+    let effort = &turns.effort;
+    let workloads = workloads(files, effort)?;
+    let mut stage = Stage::set(&turns.place, &turns.subjects, kill_at)?;
+    stage.report.workloads.clone_from(&workloads);
     for repeat in 0..effort.repeat {
-        for workload in workloads {
+        for workload in &workloads {
             for subject in 0..stage.subjects.len() {
                 let peer = stage.subjects[subject].peer();
                 if !peer.takes(workload) {
@@ -65,7 +62,7 @@ fn take_turns(stage: &mut Stage, workloads: &[Workload], effort: &EffortArgument
             }
         }
     }
-    Ok(())
+    stage.publish(&turns.output)
 }
 
 /// Measures the device and loopback.
