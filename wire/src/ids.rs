@@ -160,6 +160,15 @@ number! {
     ShardId(u16)
 }
 number! {
+    /// Name of a member of a consumer group, drawn at random by the member; a member that starts again draws another.
+    MemberId(u128)
+}
+number! {
+    /// How far a member of a group knows what it was given: the epoch of its group in which that changed last. Fences
+    /// what the member said before it knew. Zero: nothing yet, the member joins.
+    MemberEpoch(u64)
+}
+number! {
     /// The number by which a client finds the request that an answer belongs to; unique among those of a connection
     /// that are not answered yet.
     CorrelationId(u64)
