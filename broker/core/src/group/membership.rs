@@ -13,6 +13,7 @@
 //! Refuses to know time (sessions end by [`Membership::leave`]), stores, and committed offsets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use corelog_wire::ids::{MemberEpoch, MemberId, TopicId, TopicPartition};
 use thiserror::Error;
@@ -23,8 +24,10 @@ use super::{Assignor, Subscription};
 pub type Topics = BTreeMap<String, (TopicId, u32)>;
 
 /// What a member says of itself when it joins, and whenever it changes its mind.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberInfo {
+    /// How long it may be silent before its session ends.
+    pub session_timeout: Duration,
     /// A name that outlives the process: a member that left for a restart gets its partitions back under it.
     pub instance: Option<String>,
     /// What it wants to read.
@@ -87,6 +90,18 @@ impl Membership {
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Whether nobody is in the group.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// What a member said of itself.
+    #[must_use]
+    pub fn info(&self, id: MemberId) -> Option<&MemberInfo> {
+        self.members.get(&id).map(|member| &member.info)
     }
 
     /// Who is in the group.

@@ -18,7 +18,16 @@ fn id(number: u128) -> MemberId {
 
 fn info() -> MemberInfo {
     let names = BTreeSet::from(["orders".to_owned()]);
-    MemberInfo { subscription: Subscription { names, ..Subscription::default() }, ..MemberInfo::default() }
+    MemberInfo { subscription: Subscription { names, ..Subscription::default() }, ..nothing() }
+}
+
+fn nothing() -> MemberInfo {
+    MemberInfo {
+        session_timeout: Duration::from_secs(10),
+        instance: None,
+        subscription: Subscription::default(),
+        assignor: Assignor::Uniform,
+    }
 }
 
 fn instance(name: &str) -> MemberInfo {
@@ -168,13 +177,12 @@ fn new_partitions_are_given_and_those_of_a_deleted_topic_are_let_go_of() {
 #[test]
 fn a_member_may_change_its_mind() {
     let (mut group, _) = moving();
-    let nothing = MemberInfo::default();
-    group.change(id(1), nothing.clone(), &topics(4)).unwrap();
+    group.change(id(1), nothing(), &topics(4)).unwrap();
     let (epoch, left) = granted(&group, 1);
     assert_eq!(left, [0; 0]);
     group.heard(id(1), epoch, &set(&[])).unwrap();
     assert_eq!(granted(&group, 2).1, [0, 1, 2, 3]);
-    assert_eq!(group.change(id(9), nothing, &topics(4)), Err(MemberRefusal::UnknownMember));
+    assert_eq!(group.change(id(9), nothing(), &topics(4)), Err(MemberRefusal::UnknownMember));
 }
 
 /// A member as it sees itself.

@@ -1,0 +1,270 @@
+use super::*;
+use crate::group::{Assignor, Subscription};
+use corelog_wire::ids::TopicId;
+
+const GROUP: &str = "billing";
+const SESSION: Duration = Duration::from_secs(2);
+const PARTITIONS: u32 = 6;
+
+fn tp(partition: u32) -> TopicPartition {
+    TopicPartition::new(TopicId::from_bytes([1; 16]), partition)
+}
+
+fn topics() -> Topics {
+    Topics::from([("orders".to_owned(), (TopicId::from_bytes([1; 16]), PARTITIONS))])
+}
+
+fn info() -> MemberInfo {
+    let names = BTreeSet::from(["orders".to_owned()]);
+    MemberInfo {
+        session_timeout: SESSION,
+        instance: None,
+        subscription: Subscription { names, patterns: BTreeSet::new() },
+        assignor: Assignor::Uniform,
+    }
+}
+
+fn at(ms: u64) -> Instant {
+    Instant::from_nanos(ms * 1_000_000)
+}
+
+fn committed(offset: u64) -> Committed {
+    Committed { offset: Offset::new(offset), leader_epoch: LeaderEpoch::new(1), metadata: String::new() }
+}
+
+fn join(member: u128) -> Ask {
+    Ask::Join { member: MemberId::new(member), info: info() }
+}
+
+fn heartbeat(member: u128, epoch: u64, has: &[u32], wait_ms: u64) -> Ask {
+    Ask::Heartbeat {
+        member: MemberId::new(member),
+        epoch: MemberEpoch::new(epoch),
+        has: has.iter().map(|&partition| tp(partition)).collect(),
+        info: None,
+        wait: Duration::from_millis(wait_ms),
+    }
+}
+
+fn commit(member: u128, epoch: u64, partition: u32, offset: u64) -> Ask {
+    let member = Some((MemberId::new(member), MemberEpoch::new(epoch)));
+    Ask::Commit { member, offsets: vec![(tp(partition), committed(offset))] }
+}
+
+/// A coordinator with one group, whose store does what the test says.
+struct Desk {
+    coordinator: Coordinator,
+    now: u64,
+    asked: u64,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let mut desk = Self { coordinator: Coordinator::new(Duration::from_millis(10)), now: 0, asked: 0 };
+        assert_eq!(desk.step(GroupInput::Topics(topics())), []);
+        desk
+    }
+
+    fn step(&mut self, input: GroupInput) -> Vec<GroupEffect> {
+        let mut out = Vec::new();
+        self.coordinator.step(at(self.now), input, &mut out);
+        out
+    }
+
+    /// Asks; a group that the coordinator does not know is not in the store either.
+    fn ask(&mut self, ask: Ask) -> (AskId, Vec<GroupEffect>) {
+        self.asked += 1;
+        let ask_id = AskId(self.asked);
+        let effects = self.step(GroupInput::Ask { ask_id, group: GROUP.to_owned(), ask });
+        if matches!(effects[..], [GroupEffect::Load { .. }]) {
+            return (ask_id, self.loaded(Membership::default()));
+        }
+        (ask_id, effects)
+    }
+
+    fn loaded(&mut self, membership: Membership) -> Vec<GroupEffect> {
+        self.step(GroupInput::Loaded { group: GROUP.to_owned(), membership, offsets: BTreeMap::new() })
+    }
+
+    fn stored(&mut self, done: bool) -> Vec<GroupEffect> {
+        self.step(GroupInput::Stored { group: GROUP.to_owned(), done })
+    }
+
+    fn tick_at(&mut self, ms: u64) -> Vec<GroupEffect> {
+        self.now = ms;
+        self.step(GroupInput::Tick)
+    }
+
+    /// Asks what has to be stored, and has it stored.
+    fn through(&mut self, ask: Ask) -> GroupReply {
+        let (ask_id, effects) = self.ask(ask);
+        assert!(matches!(effects[..], [GroupEffect::Store { .. }]), "{effects:?}");
+        let replies = self.stored(true);
+        replies.into_iter().find_map(|effect| of(ask_id, effect)).unwrap()
+    }
+}
+
+fn of(wanted: AskId, effect: GroupEffect) -> Option<GroupReply> {
+    match effect {
+        GroupEffect::Reply { ask_id, reply } if ask_id == wanted => Some(reply),
+        _ => None,
+    }
+}
+
+fn granted(reply: &GroupReply) -> (u64, Vec<u32>) {
+    let GroupReply::Granted { epoch, partitions } = reply else { panic!("{reply:?}") };
+    (epoch.get(), partitions.iter().map(|tp| tp.partition).collect())
+}
+
+fn unavailable(ask_id: AskId) -> GroupEffect {
+    refused(ask_id, GroupRefusal::Unavailable)
+}
+
+#[test]
+fn nobody_is_answered_before_the_store_has_it() {
+    let mut desk = Desk::new();
+    let ask = GroupInput::Ask { ask_id: AskId(1), group: GROUP.to_owned(), ask: join(1) };
+    assert_eq!(desk.step(ask), [GroupEffect::Load { group: GROUP.to_owned() }]);
+    let effects = desk.loaded(Membership::default());
+    assert!(matches!(effects[..], [GroupEffect::Store { .. }]), "{effects:?}");
+    let effects = desk.stored(true);
+    let [GroupEffect::Reply { reply, .. }] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!(granted(reply), (1, (0..PARTITIONS).collect()));
+}
+
+#[test]
+fn what_is_asked_while_a_change_is_on_its_way_makes_the_next_one_together() {
+    let mut desk = Desk::new();
+    desk.ask(join(1));
+    assert_eq!(desk.ask(join(2)).1, []);
+    assert_eq!(desk.ask(join(3)).1, []);
+    let effects = desk.stored(true);
+    assert!(matches!(effects[..], [GroupEffect::Reply { .. }, GroupEffect::Store { .. }]), "{effects:?}");
+    assert_eq!(desk.stored(true).len(), 2);
+}
+
+#[test]
+fn a_change_that_may_not_have_happened_is_not_answered_as_done() {
+    let mut desk = Desk::new();
+    let (first, _) = desk.ask(join(1));
+    let (second, _) = desk.ask(join(2));
+    assert_eq!(desk.stored(false), [unavailable(first), GroupEffect::Load { group: GROUP.to_owned() }]);
+    // It did happen, as the store says when it is read again.
+    let mut membership = Membership::default();
+    membership.join(MemberId::new(1), info(), &topics()).unwrap();
+    desk.loaded(membership);
+    let replies = desk.stored(true);
+    let reply = replies.into_iter().find_map(|effect| of(second, effect)).unwrap();
+    assert_eq!(granted(&reply).1, [0; 0], "all partitions are with the first member");
+}
+
+#[test]
+fn a_heartbeat_is_held_until_something_changes_or_its_time_is_over() {
+    let mut desk = Desk::new();
+    let (epoch, _) = granted(&desk.through(join(1)));
+    let all: Vec<u32> = (0..PARTITIONS).collect();
+    let (held, effects) = desk.ask(heartbeat(1, epoch, &all, 500));
+    assert_eq!(effects, []);
+    assert_eq!(desk.tick_at(499), []);
+    let effects = desk.tick_at(500);
+    assert_eq!(
+        effects.into_iter().find_map(|effect| of(held, effect)).map(|reply| granted(&reply).0),
+        Some(epoch)
+    );
+
+    let (held, _) = desk.ask(heartbeat(1, epoch, &all, 500));
+    desk.ask(join(2));
+    let reply = desk.stored(true).into_iter().find_map(|effect| of(held, effect)).unwrap();
+    assert_eq!(granted(&reply).1, [0, 1, 2]);
+    // What it does not know yet is said at once.
+    let (late, effects) = desk.ask(heartbeat(1, epoch, &all, 500));
+    assert!(effects.into_iter().find_map(|effect| of(late, effect)).is_some());
+}
+
+#[test]
+fn a_heartbeat_that_comes_again_sends_the_one_before_away() {
+    let mut desk = Desk::new();
+    let (epoch, all) = granted(&desk.through(join(1)));
+    let (first, _) = desk.ask(heartbeat(1, epoch, &all, 500));
+    let (_, effects) = desk.ask(heartbeat(1, epoch, &all, 500));
+    assert_eq!(effects.len(), 1);
+    assert!(effects.into_iter().find_map(|effect| of(first, effect)).is_some());
+}
+
+#[test]
+fn a_silent_member_loses_what_it_has_when_its_session_ends() {
+    let mut desk = Desk::new();
+    let (epoch, all) = granted(&desk.through(join(1)));
+    desk.through(join(2));
+    desk.now = 1_500;
+    desk.ask(heartbeat(1, epoch, &all, 0));
+    assert!(matches!(desk.tick_at(2_000)[..], [GroupEffect::Store { .. }]), "the second was silent");
+    desk.stored(true);
+    assert_eq!(desk.tick_at(3_499), []);
+    assert!(matches!(desk.tick_at(3_500)[..], [GroupEffect::Store { .. }]));
+    desk.stored(true);
+    let (late, effects) = desk.ask(heartbeat(1, epoch, &all, 0));
+    let unknown = GroupReply::Refused(MemberRefusal::UnknownMember.into());
+    assert_eq!(effects, [GroupEffect::Reply { ask_id: late, reply: unknown }]);
+    assert_eq!(
+        desk.coordinator.groups().count(),
+        0,
+        "nothing is kept of a group without members and offsets"
+    );
+}
+
+#[test]
+fn offsets_are_stored_together_and_not_more_often_than_the_interval_says() {
+    let mut desk = Desk::new();
+    let (epoch, _) = granted(&desk.through(join(1)));
+    let ok = |partition, offset| {
+        (commit(1, epoch, partition, offset), GroupReply::Committed(vec![(tp(partition), Ok(()))]))
+    };
+    let (ask, reply) = ok(0, 5);
+    assert_eq!(desk.through(ask), reply);
+    desk.now = 3;
+    for (ask, _) in [ok(0, 7), ok(1, 8)] {
+        assert_eq!(desk.ask(ask).1, []);
+    }
+    // Who reads, and what the member says next, waits for them.
+    let (reading, effects) = desk.ask(Ask::Offsets);
+    assert_eq!(effects, []);
+    let (leaving, effects) = desk.ask(Ask::Leave { member: MemberId::new(1), away: false });
+    assert_eq!(effects, []);
+    assert_eq!(desk.tick_at(9), []);
+    let effects = desk.tick_at(10);
+    let [GroupEffect::Store { offsets, membership: Some(_), .. }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(*offsets, BTreeMap::from([(tp(0), committed(7)), (tp(1), committed(8))]));
+    let replies = desk.stored(true);
+    let read = replies.iter().cloned().find_map(|effect| of(reading, effect)).unwrap();
+    assert_eq!(read, GroupReply::Offsets(BTreeMap::from([(tp(0), committed(7)), (tp(1), committed(8))])));
+    assert!(replies.into_iter().find_map(|effect| of(leaving, effect)).is_some());
+}
+
+#[test]
+fn commits_from_outside_need_an_empty_group_and_may_go_back() {
+    let mut desk = Desk::new();
+    let outside = |offset| Ask::Commit { member: None, offsets: vec![(tp(0), committed(offset))] };
+    desk.through(outside(9));
+    desk.now = 20;
+    assert_eq!(desk.through(outside(4)), GroupReply::Committed(vec![(tp(0), Ok(()))]));
+    let (epoch, _) = granted(&desk.through(join(1)));
+    desk.now = 40;
+    let (ask_id, effects) = desk.ask(outside(0));
+    assert_eq!(effects, [refused(ask_id, GroupRefusal::NotEmpty)]);
+    // A late word of a member does not undo its progress.
+    let (_, effects) = desk.ask(commit(1, epoch, 0, 3));
+    let [GroupEffect::Reply { reply: GroupReply::Committed(rows), .. }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(rows[..], [(tp(0), Ok(()))]);
+    let (_, effects) = desk.ask(Ask::Offsets);
+    let [GroupEffect::Reply { reply: GroupReply::Offsets(offsets), .. }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(offsets[&tp(0)], committed(4));
+}
+
+mod weather;
