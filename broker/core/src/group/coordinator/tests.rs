@@ -244,6 +244,21 @@ fn offsets_are_stored_together_and_not_more_often_than_the_interval_says() {
 }
 
 #[test]
+fn a_commit_of_a_former_holder_is_refused_and_stores_nothing() {
+    let mut desk = Desk::new();
+    let (epoch, _) = granted(&desk.through(join(1)));
+    desk.through(join(2));
+    let (_, effects) = desk.ask(heartbeat(1, epoch, &[0, 1, 2, 3, 4, 5], 0));
+    let [GroupEffect::Reply { reply, .. }] = &effects[..] else { panic!("{effects:?}") };
+    let (now, left) = granted(reply);
+    desk.through(heartbeat(1, now, &left, 0));
+    let refused = Err(MemberRefusal::NotHolder { tp: tp(5) });
+    let (ask_id, effects) = desk.ask(commit(1, epoch, 5, 99));
+    let reply = GroupReply::Committed(vec![(tp(5), refused)]);
+    assert_eq!(effects, [GroupEffect::Reply { ask_id, reply }]);
+}
+
+#[test]
 fn commits_from_outside_need_an_empty_group_and_may_go_back() {
     let mut desk = Desk::new();
     let outside = |offset| Ask::Commit { member: None, offsets: vec![(tp(0), committed(offset))] };
