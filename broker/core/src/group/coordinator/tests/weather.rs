@@ -330,6 +330,6 @@ fn a_group_in_bad_weather_works_on_everything_once_and_gets_on_when_it_calms() {
         weather.run_until(10_000);
         weather.calm = true;
         weather.run_until(17_000);
-        weather.check_calm(22_000);
+        weather.check_calm(30_000);
     }
 }
