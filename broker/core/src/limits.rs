@@ -100,6 +100,13 @@ pub const PRODUCERS_MAX: usize = 1_000;
 /// A producer idle for this long may be forgotten (wall clock).
 pub const PRODUCER_EXPIRY_MS: i64 = 24 * 3_600_000;
 
+/// Consumer groups of one coordinator. Beyond this, those who ask for another are told to try again.
+pub const GROUPS_MAX: usize = 100_000;
+/// Members of one consumer group; the surplus over its partitions is idle.
+pub const GROUP_MEMBERS_MAX: usize = 1_000;
+/// Requests of one consumer group that may wait for the metadata store: a few of each member.
+pub const GROUP_REQUESTS_MAX: usize = 4 * GROUP_MEMBERS_MAX;
+
 /// Rows in one request.
 pub const ROWS_MAX: usize = 4_096;
 /// Produce requests parked on a shard.

@@ -15,12 +15,8 @@ use corelog_wire::ids::{LeaderEpoch, MemberEpoch, MemberId, Offset, TopicPartiti
 use thiserror::Error;
 
 use super::{MemberInfo, MemberRefusal, Membership, Topics};
+use crate::limits::{GROUP_REQUESTS_MAX, GROUPS_MAX};
 use crate::time::Instant;
-
-/// Requests of one group that may wait for the store. Beyond this, askers are told to try again.
-pub const GROUP_REQUESTS_MAX: usize = 4_096;
-/// Groups that a coordinator knows. Beyond this, those who ask for another are told to try again.
-pub const GROUPS_MAX: usize = 100_000;
 
 /// Names a request among those that are not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -349,8 +345,12 @@ impl Group {
         }
     }
 
-    /// Ends the sessions of the silent, and answers heartbeats that were held long enough.
+    /// Ends the sessions of the silent, and answers heartbeats that were held long enough. Not while the group is being
+    /// read: what is known of it then may be out of date.
     fn expire(&mut self, now: Instant, out: &mut Vec<GroupEffect>) {
+        if !self.loaded {
+            return;
+        }
         let silent: Vec<MemberId> =
             self.sessions.iter().filter(|(_, end)| **end <= now).map(|(&id, _)| id).collect();
         for member in silent {
@@ -445,23 +445,27 @@ impl Group {
         // A member that is held for longer than this could take the silence for a broken connection.
         let wait_max = self.membership.info(member).map_or(Duration::ZERO, |info| info.session_timeout / 3);
         let wait = wait.min(wait_max);
-        let known = known.filter(|known| Some(*known) == epoch && !wait.is_zero());
-        // A promise without a hold is one that is over at once.
-        let (known, until) = known.map_or((MemberEpoch::new(0), now), |known| (known, now.after(wait)));
-        self.held.insert(member, Held { ask_id, known, until });
-        if until <= now {
-            self.release(member, out);
+        match known.filter(|known| Some(*known) == epoch && !wait.is_zero()) {
+            Some(known) => {
+                self.held.insert(member, Held { ask_id, known, until: now.after(wait) });
+            }
+            None => out.push(self.said_to(member, ask_id)),
         }
     }
 
     /// Answers the heartbeat of a member that is held.
     fn release(&mut self, member: MemberId, out: &mut Vec<GroupEffect>) {
-        let Some(Held { ask_id, .. }) = self.held.remove(&member) else { return };
+        if let Some(Held { ask_id, .. }) = self.held.remove(&member) {
+            out.push(self.said_to(member, ask_id));
+        }
+    }
+
+    fn said_to(&self, member: MemberId, ask_id: AskId) -> GroupEffect {
         let reply = match self.membership.granted(member) {
             Some((epoch, partitions)) => GroupReply::Granted { epoch, partitions },
             None => GroupReply::Refused(MemberRefusal::UnknownMember.into()),
         };
-        out.push(GroupEffect::Reply { ask_id, reply });
+        GroupEffect::Reply { ask_id, reply }
     }
 }
 

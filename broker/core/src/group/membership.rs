@@ -19,6 +19,7 @@ use corelog_wire::ids::{MemberEpoch, MemberId, TopicId, TopicPartition};
 use thiserror::Error;
 
 use super::{Assignor, Subscription};
+use crate::limits::GROUP_MEMBERS_MAX;
 
 /// The topics that exist: by name, the id and the number of partitions.
 pub type Topics = BTreeMap<String, (TopicId, u32)>;
@@ -48,6 +49,9 @@ pub enum MemberRefusal {
     /// Another living member has the instance id.
     #[error("another member of this group has this instance id")]
     InstanceInUse,
+    /// The group takes no more members.
+    #[error("the group has {GROUP_MEMBERS_MAX} members and takes no more")]
+    GroupFull,
     /// A commit for a partition that the member did not hold when it said so.
     #[error("the member does not hold partition {} of topic {}", tp.partition, tp.topic)]
     NotHolder {
@@ -113,7 +117,7 @@ impl Membership {
     /// what it has are in [`Membership::granted`] afterwards.
     ///
     /// # Errors
-    /// [`MemberRefusal::InstanceInUse`].
+    /// [`MemberRefusal::InstanceInUse`], [`MemberRefusal::GroupFull`].
     pub fn join(&mut self, id: MemberId, info: MemberInfo, topics: &Topics) -> Result<(), MemberRefusal> {
         let holder = info.instance.as_ref().and_then(|instance| self.instance_holder(instance));
         match holder {
@@ -126,6 +130,9 @@ impl Membership {
         let known = self.members.get(&id);
         if known.is_some_and(|member| member.info == info && !member.away) {
             return Ok(());
+        }
+        if known.is_none() && self.members.len() >= GROUP_MEMBERS_MAX {
+            return Err(MemberRefusal::GroupFull);
         }
         // One that is new enters an epoch that its group has not reached, and which `reconcile` then begins.
         let epoch = known.map_or(MemberEpoch::new(self.epoch + 1), |member| member.epoch);

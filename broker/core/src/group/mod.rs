@@ -11,8 +11,7 @@ mod subscription;
 
 pub use assign::Assignor;
 pub use coordinator::{
-    Ask, AskId, Committed, Coordinator, GROUP_REQUESTS_MAX, GROUPS_MAX, GroupEffect, GroupInput,
-    GroupRefusal, GroupReply,
+    Ask, AskId, Committed, Coordinator, GroupEffect, GroupInput, GroupRefusal, GroupReply,
 };
 pub use membership::{MemberInfo, MemberRefusal, Membership, Topics};
 pub use subscription::Subscription;

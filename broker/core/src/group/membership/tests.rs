@@ -175,6 +175,17 @@ fn new_partitions_are_given_and_those_of_a_deleted_topic_are_let_go_of() {
 }
 
 #[test]
+fn a_full_group_takes_nobody_but_those_it_has() {
+    let mut group = Membership::default();
+    let last = u128::try_from(GROUP_MEMBERS_MAX).unwrap();
+    for member in 1..=last {
+        group.join(id(member), info(), &Topics::new()).unwrap();
+    }
+    assert_eq!(group.join(id(last + 1), info(), &Topics::new()), Err(MemberRefusal::GroupFull));
+    assert_eq!(group.join(id(last), info(), &Topics::new()), Ok(()));
+}
+
+#[test]
 fn a_member_may_change_its_mind() {
     let (mut group, _) = moving();
     group.change(id(1), nothing(), &topics(4)).unwrap();
