@@ -140,6 +140,34 @@ codes! {
     InvalidConfig = 82, "INVALID_CONFIG", fatal,
         "Correct the setting that the message names.";
 
+    /// The group does not know this member (any more).
+    UnknownMember = 96, "UNKNOWN_MEMBER", fatal,
+        "Stop what the member works on and join again as a new one: its session ended, or it never joined.";
+    /// The member claims what the group did not give it.
+    FencedMember = 97, "FENCED_MEMBER", fatal,
+        "Stop what the member works on and join again as a new one.";
+    /// The member does not hold the partition whose offset it commits.
+    NotHolder = 98, "NOT_HOLDER", fatal,
+        "Stop working on the partition: the group gave it to another member, who goes on from the last commit.";
+    /// What is asked is refused while the group has members.
+    GroupNotEmpty = 99, "GROUP_NOT_EMPTY", fatal,
+        "Stop the members of the group, or wait until their sessions end; then try again.";
+    /// No such group.
+    UnknownGroup = 100, "UNKNOWN_GROUP", fatal,
+        "Correct the group's name: nobody is in such a group, and nothing was committed in it.";
+    /// Another living member has the instance id.
+    InstanceInUse = 101, "INSTANCE_IN_USE", fatal,
+        "Give every running member an instance id of its own, or stop the other member first.";
+    /// The group's coordinator cannot store changes at the moment.
+    CoordinatorUnavailable = 102, "COORDINATOR_UNAVAILABLE", retry,
+        "Try again: the coordinator cannot store the group's state at the moment; the request may have taken effect.";
+    /// The group's name, or what a member says of itself, is not allowed.
+    InvalidGroup = 103, "INVALID_GROUP", fatal,
+        "Correct what the message names.";
+    /// The group takes no more members.
+    GroupFull = 104, "GROUP_FULL", fatal,
+        "Let fewer processes share the group, or spread them over several groups.";
+
     /// A code that this version does not know; never sent, only what a newer peer's code is read as.
     Unrecognised = 65_535, "UNRECOGNISED", fatal,
         "Upgrade this side: the peer's code is newer than it; read the message.";

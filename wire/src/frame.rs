@@ -53,6 +53,18 @@ pub enum Kind {
     InitProducerId = 10,
     /// Raise the start of logs.
     DeleteRecords = 11,
+    /// Join a consumer group, stay in it, leave it.
+    GroupHeartbeat = 32,
+    /// Store how far a group has come.
+    OffsetCommit = 33,
+    /// How far a group has come.
+    OffsetFetch = 34,
+    /// Which groups there are.
+    ListGroups = 35,
+    /// Who is in a group, and where it is.
+    DescribeGroup = 36,
+    /// Delete a group, or its offsets of a topic.
+    DeleteGroup = 37,
 }
 
 impl Kind {
@@ -69,6 +81,12 @@ impl Kind {
         Self::ListOffsets,
         Self::InitProducerId,
         Self::DeleteRecords,
+        Self::GroupHeartbeat,
+        Self::OffsetCommit,
+        Self::OffsetFetch,
+        Self::ListGroups,
+        Self::DescribeGroup,
+        Self::DeleteGroup,
     ];
 
     /// The kind of this number, if this version knows it.
@@ -86,6 +104,12 @@ impl Kind {
             9 => Some(Self::ListOffsets),
             10 => Some(Self::InitProducerId),
             11 => Some(Self::DeleteRecords),
+            32 => Some(Self::GroupHeartbeat),
+            33 => Some(Self::OffsetCommit),
+            34 => Some(Self::OffsetFetch),
+            35 => Some(Self::ListGroups),
+            36 => Some(Self::DescribeGroup),
+            37 => Some(Self::DeleteGroup),
             _ => None,
         }
     }
@@ -111,6 +135,12 @@ impl Kind {
             Self::ListOffsets => "ListOffsets",
             Self::InitProducerId => "InitProducerId",
             Self::DeleteRecords => "DeleteRecords",
+            Self::GroupHeartbeat => "GroupHeartbeat",
+            Self::OffsetCommit => "OffsetCommit",
+            Self::OffsetFetch => "OffsetFetch",
+            Self::ListGroups => "ListGroups",
+            Self::DescribeGroup => "DescribeGroup",
+            Self::DeleteGroup => "DeleteGroup",
         }
     }
 }

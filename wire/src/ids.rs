@@ -102,6 +102,52 @@ impl fmt::Display for TopicPartition {
     }
 }
 
+/// Name of a member of a consumer group, drawn at random by the member; a member that starts again draws another.
+/// Written as 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberId([u8; 16]);
+
+/// A text that is not a member's id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a member's id has 32 hexadecimal digits in lower case")]
+pub struct MemberIdError;
+
+impl MemberId {
+    /// A member by its number.
+    #[must_use]
+    pub const fn new(number: u128) -> Self {
+        Self(number.to_be_bytes())
+    }
+
+    /// A member by the bytes that it goes by on the wire.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes that it goes by on the wire.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl FromStr for MemberId {
+    type Err = MemberIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let number = u128::from_str_radix(text, 16).ok().filter(|_| digits && text.len() == 32);
+        number.map(Self::new).ok_or(MemberIdError)
+    }
+}
+
 /// A number that is a type of its own.
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -158,10 +204,6 @@ number! {
 number! {
     /// Number of a shard (one core's executor and all it owns) in its broker, from 0.
     ShardId(u16)
-}
-number! {
-    /// Name of a member of a consumer group, drawn at random by the member; a member that starts again draws another.
-    MemberId(u128)
 }
 number! {
     /// How far a member of a group knows what it was given: the epoch of its group in which that changed last. Fences
@@ -246,6 +288,17 @@ mod tests {
             "+1234567-89ab-cdef-fedc-ba9876543210",
         ] {
             assert_eq!(text.parse::<TopicId>(), Err(TopicIdError), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_member_id_is_written_as_digits_and_read_back() {
+        let id = MemberId::new(0xab);
+        assert_eq!(id.to_string(), "000000000000000000000000000000ab");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(MemberId::from_bytes(*id.as_bytes()), id);
+        for text in ["", "ab", "000000000000000000000000000000AB", "+00000000000000000000000000000ab"] {
+            assert_eq!(text.parse::<MemberId>(), Err(MemberIdError), "{text}");
         }
     }
 

@@ -147,7 +147,13 @@ pub(super) const fn caps(kind: Kind) -> Caps {
         | Kind::Fetch
         | Kind::ListOffsets
         | Kind::InitProducerId
-        | Kind::DeleteRecords => Caps { payload_bytes_max: 0, ..CAPS },
+        | Kind::DeleteRecords
+        | Kind::GroupHeartbeat
+        | Kind::OffsetCommit
+        | Kind::OffsetFetch
+        | Kind::ListGroups
+        | Kind::DescribeGroup
+        | Kind::DeleteGroup => Caps { payload_bytes_max: 0, ..CAPS },
     }
 }
 

@@ -92,6 +92,15 @@ impl Inner {
                 ticket.reserve(reserved);
                 self.control(request, ticket);
             }
+            Request::GroupHeartbeat(_)
+            | Request::OffsetCommit(_)
+            | Request::OffsetFetch(_)
+            | Request::ListGroups(_)
+            | Request::DescribeGroup(_)
+            | Request::DeleteGroup(_) => {
+                let code = ErrorCode::UnsupportedKind;
+                self.refuse(connection, kind.as_u16(), correlation, code, "this broker has no groups");
+            }
             // Answered by `serve` before it comes here.
             Request::Hello(_) => {}
         }

@@ -5,6 +5,9 @@
 //! refuses to know about frames' bounds, and of a payload it knows only which bytes a row claims.
 
 mod fetch;
+mod groups;
+mod membership;
+mod offsets;
 mod produce;
 mod session;
 mod topics;
@@ -15,6 +18,16 @@ use thiserror::Error;
 pub use self::fetch::{
     At, DeleteRecordsAnswer, DeleteRecordsRequest, DeleteRecordsRow, DeletedRow, FetchAnswer, FetchRequest,
     FetchRow, FetchedRow, ListOffsetsAnswer, ListOffsetsRequest, ListOffsetsRow, ListedRow,
+};
+pub use self::groups::{
+    DeleteGroupAnswer, DeleteGroupRequest, DescribeGroupAnswer, DescribeGroupRequest, GroupLag,
+    GroupPartition, ListGroupsAnswer, ListGroupsRequest, ListedGroup, MemberDescription,
+};
+pub use self::membership::{
+    Assignor, GroupHeartbeatAnswer, GroupHeartbeatRequest, Leave, MemberWishes, TopicShare,
+};
+pub use self::offsets::{
+    CommittedRow, OffsetCommitAnswer, OffsetCommitRequest, OffsetFetchAnswer, OffsetFetchRequest, OffsetRow,
 };
 pub use self::produce::{
     Acks, InitProducerIdAnswer, InitProducerIdRequest, ProduceAnswer, ProduceRequest, ProduceRow, ProducedRow,
@@ -234,6 +247,12 @@ kinds! {
     ListOffsets(ListOffsetsRequest, ListOffsetsAnswer);
     InitProducerId(InitProducerIdRequest, InitProducerIdAnswer);
     DeleteRecords(DeleteRecordsRequest, DeleteRecordsAnswer);
+    GroupHeartbeat(GroupHeartbeatRequest, GroupHeartbeatAnswer);
+    OffsetCommit(OffsetCommitRequest, OffsetCommitAnswer);
+    OffsetFetch(OffsetFetchRequest, OffsetFetchAnswer);
+    ListGroups(ListGroupsRequest, ListGroupsAnswer);
+    DescribeGroup(DescribeGroupRequest, DescribeGroupAnswer);
+    DeleteGroup(DeleteGroupRequest, DeleteGroupAnswer);
 }
 
 /// Verifies `bytes` and gives its root table. The limits follow from the length, so that work and memory do too: tables
@@ -300,6 +319,13 @@ fn topic_id(bytes: Option<flatbuffers::Vector<'_, u8>>) -> Result<TopicId, Messa
     let bytes =
         bytes.try_into().map_err(|_| MessageError::OutOfRange { field: "topic length", value: length })?;
     Ok(TopicId::from_bytes(bytes))
+}
+
+fn topic_bytes<'b>(
+    builder: &mut FlatBufferBuilder<'b>,
+    topic: TopicId,
+) -> WIPOffset<flatbuffers::Vector<'b, u8>> {
+    builder.create_vector(topic.as_bytes())
 }
 
 /// Checks that rows, in their order, claim aligned, disjoint pieces of a payload. `claims` are (first byte, bytes).

@@ -1,7 +1,9 @@
 //! Every kind in both directions: golden bytes, round trips, refusals, and bytes that are not messages.
 
+use std::time::Duration;
+
 use super::*;
-use crate::ids::{BrokerId, LeaderEpoch, Offset, ProducerEpoch, ProducerId, ShardId};
+use crate::ids::{BrokerId, LeaderEpoch, MemberEpoch, MemberId, Offset, ProducerEpoch, ProducerId, ShardId};
 use crate::testing::{Rng, golden};
 
 fn topic(byte: u8) -> TopicId {
@@ -72,7 +74,90 @@ fn requests() -> Vec<Request> {
         Request::DeleteRecords(DeleteRecordsRequest {
             rows: vec![DeleteRecordsRow { tp: tp(7), before: Offset::new(99) }],
         }),
+        Request::GroupHeartbeat(GroupHeartbeatRequest {
+            group: "billing".into(),
+            member: member(1),
+            member_epoch: MemberEpoch::new(1 << 33),
+            leave: Leave::Away,
+            max_wait_ms: 3000,
+            owned: vec![tp(0), tp(9)],
+            wishes: Some(Box::new(wishes())),
+        }),
+        Request::OffsetCommit(OffsetCommitRequest {
+            group: "billing".into(),
+            member: Some((member(1), MemberEpoch::new(7))),
+            rows: vec![offset_row(0), offset_row(1)],
+        }),
+        Request::OffsetFetch(OffsetFetchRequest { group: "billing".into() }),
+        Request::ListGroups(ListGroupsRequest { after: "alpha".into() }),
+        Request::DescribeGroup(DescribeGroupRequest { group: "billing".into() }),
+        Request::DeleteGroup(DeleteGroupRequest { group: "billing".into(), topic: Some(topic(1)) }),
     ]
+}
+
+fn member(number: u128) -> MemberId {
+    MemberId::new(number << 100 | 0xee)
+}
+
+fn wishes() -> MemberWishes {
+    MemberWishes {
+        session_timeout: Duration::from_secs(10),
+        topics: vec!["orders".into(), "payments".into()],
+        patterns: vec!["eu.*".into()],
+        assignor: Assignor::Range,
+        instance: Some("till-4".into()),
+        client_name: "till".into(),
+    }
+}
+
+#[test]
+fn assignors_are_found_by_their_names() {
+    for assignor in Assignor::ALL {
+        assert_eq!(Assignor::named(assignor.name()), Some(assignor));
+    }
+    assert_eq!(Assignor::named("sticky"), None);
+}
+
+fn offset_row(partition: u32) -> OffsetRow {
+    OffsetRow {
+        tp: tp(partition),
+        offset: Offset::new(1 << 50),
+        leader_epoch: LeaderEpoch::new(3),
+        metadata: "half of ünit 7".into(),
+    }
+}
+
+fn describe_group_answer() -> DescribeGroupAnswer {
+    let row = |partition, lag| GroupPartition {
+        tp: tp(partition),
+        topic: "orders".into(),
+        member: Some(member(1)),
+        leaving: true,
+        committed: Some(Offset::new(12)),
+        metadata: "note".into(),
+        lag,
+    };
+    let lag = |overtaken_in| GroupLag {
+        log_start: Offset::new(2),
+        high_watermark: Offset::new(30),
+        bytes: 4096,
+        behind: Duration::from_millis(2500),
+        overtaken_in,
+    };
+    DescribeGroupAnswer {
+        epoch: 8,
+        members: vec![MemberDescription {
+            member: member(1),
+            member_epoch: MemberEpoch::new(8),
+            away: true,
+            wishes: wishes(),
+        }],
+        partitions: vec![
+            row(0, Some(lag(Some(Duration::from_mins(1))))),
+            row(1, Some(lag(None))),
+            GroupPartition { member: None, leaving: false, committed: None, ..row(2, None) },
+        ],
+    }
 }
 
 fn metadata_answer() -> MetadataAnswer {
@@ -204,6 +289,26 @@ fn answers() -> Vec<Answer> {
         Answer::DeleteRecords(DeleteRecordsAnswer {
             rows: vec![DeletedRow { tp: tp(0), error: ErrorCode::None, log_start: Offset::new(99) }],
         }),
+        Answer::GroupHeartbeat(GroupHeartbeatAnswer {
+            member_epoch: MemberEpoch::new(9),
+            granted: vec![
+                TopicShare { topic: topic(1), name: "orders".into(), partitions: vec![0, 7] },
+                TopicShare { topic: topic(2), name: String::new(), partitions: vec![] },
+            ],
+        }),
+        Answer::OffsetCommit(OffsetCommitAnswer {
+            rows: vec![
+                CommittedRow { tp: tp(0), error: ErrorCode::None, message: String::new() },
+                CommittedRow { tp: tp(1), error: ErrorCode::NotHolder, message: "not yours".into() },
+            ],
+        }),
+        Answer::OffsetFetch(OffsetFetchAnswer { rows: vec![offset_row(4)] }),
+        Answer::ListGroups(ListGroupsAnswer {
+            groups: vec![ListedGroup { name: "billing".into(), members: 3 }],
+            more: true,
+        }),
+        Answer::DescribeGroup(describe_group_answer()),
+        Answer::DeleteGroup(DeleteGroupAnswer {}),
     ]
 }
 
@@ -288,14 +393,38 @@ fn values_out_of_range_are_refused() {
         InitProducerIdAnswer::decode(&unnamed.encode()),
         Err(MessageError::OutOfRange { field: "producer_id", value: -1 })
     );
+    let Request::GroupHeartbeat(heartbeat) = requests().remove(11) else { panic!("not a heartbeat") };
+    let joins = GroupHeartbeatRequest {
+        member_epoch: MemberEpoch::new(0),
+        leave: Leave::No,
+        wishes: None,
+        ..heartbeat
+    };
+    assert_eq!(
+        GroupHeartbeatRequest::decode(&joins.encode()),
+        Err(MessageError::Missing { field: "wishes" })
+    );
     // A bare beginning without an error is no answer.
     let bare = Answer::DeleteTopic(DeleteTopicAnswer {}).encode();
     assert_eq!(Answer::decode(Kind::CreateTopic, &bare), Err(MessageError::Missing { field: "topic" }));
 }
 
+fn heartbeat_args<'b>(
+    b: &mut FlatBufferBuilder<'b>,
+) -> crate::generated::groups::GroupHeartbeatRequestArgs<'b> {
+    let group = Some(b.create_string("billing"));
+    let member = Some(b.create_vector(&[7u8; 16]));
+    crate::generated::groups::GroupHeartbeatRequestArgs {
+        group,
+        member,
+        member_epoch: 1,
+        ..Default::default()
+    }
+}
+
 #[test]
-fn an_unknown_number_of_acks_or_place_is_refused() {
-    use crate::generated::{fetch, produce};
+fn an_unknown_number_of_anything_is_refused() {
+    use crate::generated::{fetch, groups, produce};
 
     let mut b = FlatBufferBuilder::new();
     let root = produce::ProduceRequest::create(
@@ -304,6 +433,28 @@ fn an_unknown_number_of_acks_or_place_is_refused() {
     );
     let error = ProduceRequest::decode(&finish(b, root)).unwrap_err();
     assert_eq!(error, MessageError::OutOfRange { field: "acks", value: 3 });
+
+    let mut b = FlatBufferBuilder::new();
+    let short = Some(b.create_vector(&[7u8; 15]));
+    let args = groups::GroupHeartbeatRequestArgs { member: short, leave: 3, ..heartbeat_args(&mut b) };
+    let root = groups::GroupHeartbeatRequest::create(&mut b, &args);
+    let error = GroupHeartbeatRequest::decode(&finish(b, root)).unwrap_err();
+    assert_eq!(error, MessageError::OutOfRange { field: "leave", value: 3 });
+
+    let mut b = FlatBufferBuilder::new();
+    let short = Some(b.create_vector(&[7u8; 15]));
+    let args = groups::GroupHeartbeatRequestArgs { member: short, ..heartbeat_args(&mut b) };
+    let root = groups::GroupHeartbeatRequest::create(&mut b, &args);
+    let error = GroupHeartbeatRequest::decode(&finish(b, root)).unwrap_err();
+    assert_eq!(error, MessageError::OutOfRange { field: "member length", value: 15 });
+
+    let mut b = FlatBufferBuilder::new();
+    let wishes = groups::MemberWishesArgs { assignor: 2, ..Default::default() };
+    let wishes = Some(groups::MemberWishes::create(&mut b, &wishes));
+    let args = groups::GroupHeartbeatRequestArgs { wishes, ..heartbeat_args(&mut b) };
+    let root = groups::GroupHeartbeatRequest::create(&mut b, &args);
+    let error = GroupHeartbeatRequest::decode(&finish(b, root)).unwrap_err();
+    assert_eq!(error, MessageError::OutOfRange { field: "assignor", value: 2 });
 
     let mut b = FlatBufferBuilder::new();
     let place = wire_partition(tp(0));

@@ -5,7 +5,7 @@
 
 use flatbuffers::{FlatBufferBuilder, ForwardsUOffset, Vector, WIPOffset};
 
-use super::{MessageError, Refusal, each, finish, owned, root, topic_id};
+use super::{MessageError, Refusal, each, finish, owned, root, topic_bytes, topic_id};
 use crate::generated::common::{Setting, SettingArgs};
 use crate::generated::topics as fb;
 use crate::ids::{BrokerId, LeaderEpoch, Offset, ShardId, TopicId};
@@ -149,7 +149,7 @@ impl CreateTopicAnswer {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut b = FlatBufferBuilder::with_capacity(64);
-        let topic = Some(b.create_vector(self.id.as_bytes()));
+        let topic = Some(topic_bytes(&mut b, self.id));
         let root =
             fb::CreateTopicAnswer::create(&mut b, &fb::CreateTopicAnswerArgs { topic, ..Default::default() });
         finish(b, root)
@@ -285,7 +285,7 @@ impl DescribeTopicAnswer {
         let config = settings(&mut b, rows);
         let partitions: Vec<_> = self.partitions.iter().map(|partition| partition.write(&mut b)).collect();
         let partitions = Some(b.create_vector(&partitions));
-        let topic = Some(b.create_vector(self.id.as_bytes()));
+        let topic = Some(topic_bytes(&mut b, self.id));
         let args =
             fb::DescribeTopicAnswerArgs { topic, config: Some(config), partitions, ..Default::default() };
         let root = fb::DescribeTopicAnswer::create(&mut b, &args);

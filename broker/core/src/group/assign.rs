@@ -7,49 +7,22 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use corelog_wire::ids::{TopicId, TopicPartition};
+use corelog_wire::message::Assignor;
 
-/// How partitions are spread over the members of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Assignor {
-    /// As even as the subscriptions allow, moving as few partitions as that takes. The default.
-    #[default]
-    Uniform,
-    /// Neighbouring partitions of each topic together, in the order of the members; the same numbers of two topics
-    /// with as many partitions go to the same member, so that they can be joined.
-    Range,
-}
-
-impl Assignor {
-    /// Its name in requests, configuration and listings.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Uniform => "uniform",
-            Self::Range => "range",
-        }
-    }
-
-    /// The assignor of this name.
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::Uniform, Self::Range].into_iter().find(|assignor| assignor.name() == name)
-    }
-
-    /// Gives every partition of a subscribed topic to one subscriber.
-    ///
-    /// `subscriptions` are each member's topics; `partitions` is how many partitions a topic has, and a topic that is
-    /// not in it does not exist; `current` is who had what before.
-    #[must_use]
-    pub fn assign<M: Copy + Ord>(
-        self,
-        subscriptions: &BTreeMap<M, BTreeSet<TopicId>>,
-        partitions: &BTreeMap<TopicId, u32>,
-        current: &BTreeMap<TopicPartition, M>,
-    ) -> BTreeMap<TopicPartition, M> {
-        match self {
-            Self::Uniform => Uniform::new(subscriptions, partitions, current).assign(),
-            Self::Range => range(subscriptions, partitions),
-        }
+/// Gives every partition of a subscribed topic to one subscriber.
+///
+/// `subscriptions` are each member's topics; `partitions` is how many partitions a topic has, and a topic that is not in
+/// it does not exist; `current` is who had what before.
+#[must_use]
+pub(super) fn assign<M: Copy + Ord>(
+    assignor: Assignor,
+    subscriptions: &BTreeMap<M, BTreeSet<TopicId>>,
+    partitions: &BTreeMap<TopicId, u32>,
+    current: &BTreeMap<TopicPartition, M>,
+) -> BTreeMap<TopicPartition, M> {
+    match assignor {
+        Assignor::Uniform => Uniform::new(subscriptions, partitions, current).assign(),
+        Assignor::Range => range(subscriptions, partitions),
     }
 }
 
@@ -242,17 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_back_to_their_assignors() {
-        for assignor in [Assignor::Uniform, Assignor::Range] {
-            assert_eq!(Assignor::named(assignor.name()), Some(assignor));
-        }
-        assert_eq!(Assignor::named("sticky"), None);
-    }
-
-    #[test]
     fn range_keeps_neighbours_together_and_topics_aligned() {
         let members = subscriptions(&[(1, &[1, 2]), (2, &[1, 2]), (3, &[1, 2])]);
-        let target = Assignor::Range.assign(&members, &partitions(&[(1, 7), (2, 7)]), &BTreeMap::new());
+        let target = assign(Assignor::Range, &members, &partitions(&[(1, 7), (2, 7)]), &BTreeMap::new());
         for number in [1, 2] {
             let owners: Vec<u32> =
                 (0..7).map(|partition| target[&TopicPartition::new(topic(number), partition)]).collect();
@@ -267,7 +232,7 @@ mod tests {
         let mut members = Subscriptions::new();
         for joined in 1..=6u32 {
             members.extend(subscriptions(&[(joined, &[1])]));
-            let target = Assignor::Uniform.assign(&members, &topics, &current);
+            let target = assign(Assignor::Uniform, &members, &topics, &current);
             let share = 24 / usize::try_from(joined).unwrap();
             if joined > 1 {
                 assert_eq!(moved(&current, &target), share, "{joined} members");
@@ -281,10 +246,10 @@ mod tests {
     fn a_member_that_goes_leaves_only_its_own_partitions_to_be_moved() {
         let topics = partitions(&[(1, 23)]);
         let mut members = subscriptions(&[(1, &[1]), (2, &[1]), (3, &[1]), (4, &[1])]);
-        let before = Assignor::Uniform.assign(&members, &topics, &BTreeMap::new());
+        let before = assign(Assignor::Uniform, &members, &topics, &BTreeMap::new());
         let had = before.values().filter(|owner| **owner == 2).count();
         members.remove(&2);
-        let after = Assignor::Uniform.assign(&members, &topics, &before);
+        let after = assign(Assignor::Uniform, &members, &topics, &before);
         assert_eq!(moved(&before, &after), had);
         let loads = loads(&after, &members);
         assert!(loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1, "{loads:?}");
@@ -293,10 +258,10 @@ mod tests {
     #[test]
     fn surplus_members_are_idle_and_topics_without_subscribers_are_nobodys() {
         let members = subscriptions(&[(1, &[1]), (2, &[1]), (3, &[1])]);
-        let target = Assignor::Uniform.assign(&members, &partitions(&[(1, 2), (2, 5)]), &BTreeMap::new());
+        let target = assign(Assignor::Uniform, &members, &partitions(&[(1, 2), (2, 5)]), &BTreeMap::new());
         assert_eq!(target.len(), 2);
         assert_eq!(loads(&target, &members), [1, 1, 0]);
-        assert!(Assignor::Uniform.assign(&Subscriptions::new(), &partitions(&[(1, 2)]), &target).is_empty());
+        assert!(assign(Assignor::Uniform, &Subscriptions::new(), &partitions(&[(1, 2)]), &target).is_empty());
     }
 
     #[test]
@@ -307,7 +272,7 @@ mod tests {
         let mut current = Assignment::new();
         current.extend((0..6).map(|partition| (TopicPartition::new(topic(1), partition), 1)));
         current.extend((0..3).map(|partition| (TopicPartition::new(topic(2), partition), 2)));
-        let target = Assignor::Uniform.assign(&members, &topics, &current);
+        let target = assign(Assignor::Uniform, &members, &topics, &current);
         assert_eq!(loads(&target, &members), [3, 3, 3]);
     }
 
@@ -332,8 +297,8 @@ mod tests {
                     members.insert(member, chosen);
                 }
                 for assignor in [Assignor::Range, Assignor::Uniform] {
-                    let target = assignor.assign(&members, &topics, &current);
-                    assert_eq!(target, assignor.assign(&members, &topics, &current));
+                    let target = assign(assignor, &members, &topics, &current);
+                    assert_eq!(target, assign(assignor, &members, &topics, &current));
                     for (&topic, &count) in &topics {
                         let wanted = members.values().any(|chosen| chosen.contains(&topic));
                         for partition in 0..count {

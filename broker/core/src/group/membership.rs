@@ -16,9 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use corelog_wire::ids::{MemberEpoch, MemberId, TopicId, TopicPartition};
+use corelog_wire::message::Assignor;
 use thiserror::Error;
 
-use super::{Assignor, Subscription};
+use super::Subscription;
+use super::assign::assign;
 use crate::limits::GROUP_MEMBERS_MAX;
 
 /// The topics that exist: by name, the id and the number of partitions.
@@ -294,7 +296,7 @@ impl Membership {
         let subscriptions =
             self.members.iter().map(|(&id, member)| (id, wanted(&member.info.subscription))).collect();
         let partitions = topics.values().copied().collect();
-        self.target = self.assignor().assign(&subscriptions, &partitions, &self.target);
+        self.target = assign(self.assignor(), &subscriptions, &partitions, &self.target);
         self.reconcile();
     }
 

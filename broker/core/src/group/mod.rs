@@ -9,7 +9,6 @@ mod coordinator;
 mod membership;
 mod subscription;
 
-pub use assign::Assignor;
 pub use coordinator::{
     Ask, AskId, Committed, Coordinator, GroupEffect, GroupInput, GroupRefusal, GroupReply,
 };

@@ -1,6 +1,7 @@
 use super::*;
-use crate::group::{Assignor, Subscription};
+use crate::group::Subscription;
 use corelog_wire::ids::TopicId;
+use corelog_wire::message::Assignor;
 
 const GROUP: &str = "billing";
 const SESSION: Duration = Duration::from_secs(2);
