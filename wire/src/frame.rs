@@ -120,6 +120,16 @@ impl Kind {
         self as u16
     }
 
+    /// Its place in [`Kind::ALL`].
+    #[must_use]
+    pub const fn place(self) -> usize {
+        let mut place = 0;
+        while Self::ALL[place] as u16 != self as u16 {
+            place += 1;
+        }
+        place
+    }
+
     /// The name in documents, logs and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

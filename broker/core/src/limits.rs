@@ -104,6 +104,16 @@ pub const PRODUCER_EXPIRY_MS: i64 = 24 * 3_600_000;
 pub const GROUPS_MAX: usize = 100_000;
 /// Members of one consumer group; the surplus over its partitions is idle.
 pub const GROUP_MEMBERS_MAX: usize = 1_000;
+/// About what is kept of a consumer group's members and of who has which partition: some 15,000 partitions.
+pub const GROUP_BYTES_MAX: usize = 768 << 10;
+/// Committed offsets that are stored together: those of so many neighbouring partitions.
+pub const OFFSETS_PER_PAGE: u32 = 16;
+/// Longest text that is stored with a committed offset.
+pub const OFFSET_METADATA_BYTES_MAX: usize = 1 << 10;
+/// Least time between two stores of a consumer group's offsets.
+pub const OFFSET_INTERVAL: Duration = Duration::from_millis(10);
+/// How long the offsets of a group without members are kept.
+pub const OFFSETS_RETENTION: Duration = Duration::from_hours(7 * 24);
 /// Requests of one consumer group that may wait for the metadata store: a few of each member.
 pub const GROUP_REQUESTS_MAX: usize = 4 * GROUP_MEMBERS_MAX;
 

@@ -23,7 +23,7 @@ use super::state::{
     BrokerInfo, BudgetNumbers, Distribution, Health, PartitionInfo, PartitionStanding, Question, SettingInfo,
     ShardHealth, ShardNumbers, Snapshot, TopicInfo,
 };
-use crate::net::{ControlRequest, NetSnapshot};
+use crate::net::{ControlRequest, Doors, NetSnapshot};
 use crate::node::command::{Command, PartitionTraffic, ShardLink, ShardReport};
 use crate::rt::Pulse;
 
@@ -51,8 +51,8 @@ pub struct Gatherer {
     pub broker: BrokerInfo,
     /// When it was started.
     pub started: Instant,
-    /// Takes metadata requests.
-    pub control: mpsc::Sender<ControlRequest>,
+    /// Lead to the control thread's actors.
+    pub doors: Doors,
     /// By number.
     pub shards: Vec<ShardSource>,
 }
@@ -186,7 +186,7 @@ impl Gatherer {
             let (reply, answer) = oneshot::channel();
             // This answer crosses no network.
             let answer_bytes_max = u64::MAX;
-            self.control.send(ControlRequest { request, answer_bytes_max, reply }).await.ok()?;
+            self.doors.control.send(ControlRequest { request, answer_bytes_max, reply }).await.ok()?;
             answer.await.ok()
         };
         timeout(PATIENCE, asked).await.ok().flatten()
@@ -362,7 +362,7 @@ mod tests {
         MetadataAnswer { brokers: Vec::new(), topics: vec![topic], revision: 9 }
     }
 
-    fn control() -> mpsc::Sender<ControlRequest> {
+    fn doors() -> Doors {
         let (control, mut inbox) = mpsc::channel::<ControlRequest>(4);
         tokio::spawn(async move {
             while let Some(ControlRequest { request, reply, .. }) = inbox.recv().await {
@@ -386,7 +386,9 @@ mod tests {
                 reply.send(answer).unwrap();
             }
         });
-        control
+        // Nobody asks about groups here.
+        let (groups, _) = mpsc::channel(1);
+        Doors { control, groups }
     }
 
     fn report(wanted: u32) -> ShardReport {
@@ -460,7 +462,7 @@ mod tests {
 
     fn gatherer(shards: Vec<ShardSource>) -> Gatherer {
         let broker = BrokerInfo { id: 1, ..BrokerInfo::default() };
-        Gatherer { broker, started: Instant::now(), control: control(), shards }
+        Gatherer { broker, started: Instant::now(), doors: doors(), shards }
     }
 
     fn run<T>(future: impl Future<Output = T>) -> T {

@@ -9,6 +9,7 @@
 
 pub mod control;
 pub mod embedded;
+pub mod groups;
 pub mod values;
 mod watch;
 

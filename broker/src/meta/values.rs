@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The version that is written.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Why a stored value cannot be read, or a value cannot be stored.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -126,62 +126,60 @@ struct Controller {
 /// # Errors
 /// [`ValueError::TooLarge`].
 pub fn encode(key: &Key, value: &Value) -> Result<Bytes, ValueError> {
-    let written = match value {
-        Value::Topic(topic) => serde_json::to_vec(&Topic {
-            version: VERSION,
-            id: topic.id.to_string(),
-            partitions: topic.partitions,
-            replication_factor: topic.replication_factor,
-            config: topic.overrides.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
-        }),
-        Value::Partition(partition) => serde_json::to_vec(&Partition {
-            version: VERSION,
-            replicas: partition.replicas.iter().map(|broker| broker.get()).collect(),
-            leader: partition.leader.map(BrokerId::get),
-            leader_epoch: partition.leader_epoch.get(),
-            isr: partition.isr.iter().map(member).collect(),
-        }),
+    match value {
+        Value::Topic(topic) => write(
+            key,
+            &Topic {
+                version: VERSION,
+                id: topic.id.to_string(),
+                partitions: topic.partitions,
+                replication_factor: topic.replication_factor,
+                config: topic
+                    .overrides
+                    .iter()
+                    .map(|(key, value)| (key.to_string(), value.to_string()))
+                    .collect(),
+            },
+        ),
+        Value::Partition(partition) => write(
+            key,
+            &Partition {
+                version: VERSION,
+                replicas: partition.replicas.iter().map(|broker| broker.get()).collect(),
+                leader: partition.leader.map(BrokerId::get),
+                leader_epoch: partition.leader_epoch.get(),
+                isr: partition.isr.iter().map(member).collect(),
+            },
+        ),
         Value::Deleted(DeletedValue { name }) => {
-            serde_json::to_vec(&Deleted { version: VERSION, name: name.clone() })
+            write(key, &Deleted { version: VERSION, name: name.clone() })
         }
         Value::ProducerIds(ProducerIdsValue { next }) => {
-            serde_json::to_vec(&ProducerIds { version: VERSION, next: *next })
+            write(key, &ProducerIds { version: VERSION, next: *next })
         }
-        Value::Broker(broker) => serde_json::to_vec(&Broker {
-            version: VERSION,
-            address: broker.address.clone(),
-            shards: broker.shards,
-            rack: broker.rack.clone(),
-            data_dir: hex(broker.data_dir.as_bytes()),
-            process: hex(&broker.process.get().to_be_bytes()),
-        }),
+        Value::Broker(broker) => write(
+            key,
+            &Broker {
+                version: VERSION,
+                address: broker.address.clone(),
+                shards: broker.shards,
+                rack: broker.rack.clone(),
+                data_dir: hex(broker.data_dir.as_bytes()),
+                process: hex(&broker.process.get().to_be_bytes()),
+            },
+        ),
         Value::Controller(ControllerValue { broker }) => {
-            serde_json::to_vec(&Controller { version: VERSION, broker: broker.get() })
+            write(key, &Controller { version: VERSION, broker: broker.get() })
         }
-    };
-    let written = written.map_err(|error| malformed(key, error))?;
-    if written.len() > VALUE_BYTES_MAX {
-        return Err(ValueError::TooLarge { key: key.clone(), bytes: written.len() });
     }
-    Ok(written.into())
 }
 
-/// Reads a value of a subject; none for a subject that this version does not know.
+/// Reads a value of a subject; none for a subject that is not the control plane's, or that this version does not know.
 ///
 /// # Errors
 /// [`ValueError`].
 pub fn decode(keys: &Keys, key: &Key, bytes: &[u8]) -> Result<Option<Value>, ValueError> {
     let subject = keys.subject(key);
-    if subject == Subject::Unknown {
-        return Ok(None);
-    }
-    let Version { version } = serde_json::from_slice(bytes).map_err(|error| malformed(key, error))?;
-    if version > VERSION {
-        return Err(ValueError::Newer { key: key.clone(), version });
-    }
-    if version == 0 {
-        return Err(malformed(key, "version 0"));
-    }
     let value = match subject {
         Subject::Topic(_) => Value::Topic(topic(key, read(key, bytes)?)?),
         Subject::Partition(_) => Value::Partition(partition(key, read(key, bytes)?)?),
@@ -198,7 +196,8 @@ pub fn decode(keys: &Keys, key: &Key, bytes: &[u8]) -> Result<Option<Value>, Val
             let Controller { broker, .. } = read(key, bytes)?;
             Value::Controller(ControllerValue { broker: BrokerId::new(broker) })
         }
-        Subject::Unknown => return Ok(None),
+        // Groups have values of their own.
+        Subject::Group(_) | Subject::Offsets(..) | Subject::Unknown => return Ok(None),
     };
     Ok(Some(value))
 }
@@ -240,11 +239,28 @@ fn decode_entry(keys: &Keys, entry: KeyValue) -> Result<Option<KeyValue<Value>>,
     Ok(value.map(|value| KeyValue { key, value, create_revision, mod_revision }))
 }
 
-fn read<'a, T: Deserialize<'a>>(key: &Key, bytes: &'a [u8]) -> Result<T, ValueError> {
+/// Reads an object of a version that this broker knows.
+pub(super) fn read<'a, T: Deserialize<'a>>(key: &Key, bytes: &'a [u8]) -> Result<T, ValueError> {
+    let Version { version } = serde_json::from_slice(bytes).map_err(|error| malformed(key, error))?;
+    if version > VERSION {
+        return Err(ValueError::Newer { key: key.clone(), version });
+    }
+    if version == 0 {
+        return Err(malformed(key, "version 0"));
+    }
     serde_json::from_slice(bytes).map_err(|error| malformed(key, error))
 }
 
-fn malformed(key: &Key, what: impl std::fmt::Display) -> ValueError {
+/// Writes an object.
+pub(super) fn write(key: &Key, value: &impl Serialize) -> Result<Bytes, ValueError> {
+    let written = serde_json::to_vec(value).map_err(|error| malformed(key, error))?;
+    if written.len() > VALUE_BYTES_MAX {
+        return Err(ValueError::TooLarge { key: key.clone(), bytes: written.len() });
+    }
+    Ok(written.into())
+}
+
+pub(super) fn malformed(key: &Key, what: impl std::fmt::Display) -> ValueError {
     ValueError::Malformed { key: key.clone(), what: what.to_string() }
 }
 

@@ -164,7 +164,7 @@ impl Metrics {
 
     pub(super) fn answered(&self, kind: Kind, took: Duration) {
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let histogram = &mut self.latency_us.borrow_mut()[usize::from(kind.as_u16()) - 1];
+        let histogram = &mut self.latency_us.borrow_mut()[kind.place()];
         histogram.saturating_record(took.max(1));
     }
 
@@ -185,7 +185,7 @@ mod tests {
     fn kinds_and_causes_have_a_place_each() {
         let metrics = Metrics::new();
         for (index, kind) in Kind::ALL.iter().enumerate() {
-            assert_eq!(usize::from(kind.as_u16()) - 1, index);
+            assert_eq!(kind.place(), index);
             metrics.answered(*kind, Duration::from_micros(100 * (index as u64 + 1)));
         }
         for (index, (kind, histogram)) in metrics.latencies().iter().enumerate() {

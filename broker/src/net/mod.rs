@@ -38,7 +38,7 @@ pub use self::listen::{ListenFault, Port, ShardListener};
 pub use self::mesh::{Endpoint, mesh};
 pub use self::metrics::{Cause, NetSnapshot};
 pub use self::seam::{
-    ControlRequest, FetchReady, FetchReadyRow, Inbox, PayloadSlice, Place, View, listing_bytes,
+    ControlRequest, Doors, FetchReady, FetchReadyRow, Inbox, PayloadSlice, Place, View, listing_bytes,
 };
 
 use self::budget::Pool;
@@ -76,7 +76,7 @@ struct Inner {
     ring: Ring,
     shard: ShardId,
     inbox: OnceCell<Rc<dyn Inbox>>,
-    control: mpsc::Sender<ControlRequest>,
+    doors: Doors,
     views: RefCell<watch::Receiver<Arc<View>>>,
     view: RefCell<Arc<View>>,
     requests: Vec<mpsc::Sender<ToShard>>,
@@ -128,13 +128,13 @@ struct Connections {
 impl Net {
     /// The hands of the endpoint's shard. They do nothing before [`Net::serve`].
     ///
-    /// `control`: takes what the control thread answers. `views`: tells which shard owns which partition.
+    /// `doors`: lead to what the control thread answers. `views`: tells which shard owns which partition.
     #[must_use]
     pub fn new(
         config: Arc<NetConfig>,
         ring: Ring,
         endpoint: Endpoint,
-        control: mpsc::Sender<ControlRequest>,
+        doors: Doors,
         views: watch::Receiver<Arc<View>>,
     ) -> Self {
         let Endpoint { shard, requests, answers, requests_in, answers_in } = endpoint;
@@ -152,7 +152,7 @@ impl Net {
             ring,
             shard,
             inbox: OnceCell::new(),
-            control,
+            doors,
             views: RefCell::new(views),
             view,
             requests,

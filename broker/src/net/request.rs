@@ -28,7 +28,10 @@ use futures_lite::future::or;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+
+/// What a listing of groups takes at most.
+const LISTED_GROUPS_BYTES: u64 = 512 << 10;
 
 /// What the answer to a request needs to know of it.
 struct Envelope {
@@ -90,16 +93,23 @@ impl Inner {
                 let mut ticket = ticket(envelope);
                 // The connection is read on meanwhile: how long the control thread takes is not its doing.
                 ticket.reserve(reserved);
-                self.control(request, ticket);
+                self.consult(&self.doors.control, request, ticket);
             }
-            Request::GroupHeartbeat(_)
+            request @ (Request::GroupHeartbeat(_)
             | Request::OffsetCommit(_)
             | Request::OffsetFetch(_)
             | Request::ListGroups(_)
             | Request::DescribeGroup(_)
-            | Request::DeleteGroup(_) => {
-                let code = ErrorCode::UnsupportedKind;
-                self.refuse(connection, kind.as_u16(), correlation, code, "this broker has no groups");
+            | Request::DeleteGroup(_)) => {
+                let bytes = self.listing_bytes(&request);
+                let reserved = self.room_for_answer(connection, bytes).await?;
+                let mut ticket = ticket(envelope);
+                match &request {
+                    // It is held while nothing changes for the member.
+                    Request::GroupHeartbeat(heartbeat) if heartbeat.max_wait_ms > 0 => ticket.park(),
+                    _ => ticket.reserve(reserved),
+                }
+                self.consult(&self.doors.groups, request, ticket);
             }
             // Answered by `serve` before it comes here.
             Request::Hello(_) => {}
@@ -112,6 +122,9 @@ impl Inner {
         let bytes = match request {
             Request::Metadata(metadata) => self.view().listing_bytes(metadata.topics.as_ref().map(Vec::len)),
             Request::DescribeTopic(_) => self.view().listing_bytes(Some(1)),
+            // A row for each partition at most; what else there may be is bounded by the header.
+            Request::OffsetFetch(_) | Request::DescribeGroup(_) => 4 * self.view().listing_bytes(None),
+            Request::ListGroups(_) => LISTED_GROUPS_BYTES,
             _ => 0,
         };
         bytes.min(ANSWER_HEADER_BYTES_MAX)
@@ -264,18 +277,18 @@ impl Inner {
         }
     }
 
-    /// Asks the control thread.
-    fn control(self: &Rc<Self>, request: Request, ticket: Ticket) {
+    /// Asks an actor of the control thread.
+    fn consult(self: &Rc<Self>, door: &mpsc::Sender<ControlRequest>, request: Request, ticket: Ticket) {
         let kind = ticket.kind;
         let until = Instant::now() + self.config.request_deadline + DEADLINE_GRACE;
         let (reply, answer) = oneshot::channel();
         let waiting = Waiting { owner: Owner::Connection(ticket), asked: Asked::Control };
         let id = self.pending.borrow_mut().insert(waiting, until);
         let answer_bytes_max = ANSWER_HEADER_BYTES_MAX;
-        match self.control.try_send(ControlRequest { request, answer_bytes_max, reply }) {
+        match door.try_send(ControlRequest { request, answer_bytes_max, reply }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {
-                let reply = self.throttled("the broker has many requests about topics under way");
+                let reply = self.throttled("the broker has many requests of this kind under way");
                 return self.complete(id, reply);
             }
             Err(TrySendError::Closed(_)) => {

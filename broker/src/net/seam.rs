@@ -2,7 +2,7 @@
 //!
 //! - The shard's pump takes [`Input`]s through [`Inbox`] and gives answers back through
 //!   [`Answers`](super::Answers): `answer` for a complete message, `fetched` for a fetch whose bytes are at hand.
-//! - The control thread takes [`ControlRequest`]s from a bounded channel and publishes a [`View`].
+//! - The control thread takes [`ControlRequest`]s from the bounded channels of its [`Doors`] and publishes a [`View`].
 //! - Both sides of a shard boundary are this room's own: see `mesh`.
 //!
 //! Invariant: nothing here blocks. This file refuses to know sockets and frames.
@@ -15,7 +15,7 @@ use corelog_wire::ids::{LeaderEpoch, Offset, ShardId, TopicId, TopicPartition};
 use corelog_wire::message::{Answer, Request};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// Where the shard on this core takes its inputs.
 pub trait Inbox {
@@ -130,8 +130,16 @@ impl<S: AsRef<[u8]>> FetchReadyRow<S> {
     }
 }
 
-/// A request for the control thread: any of `Metadata`, `CreateTopic`, `DeleteTopic`, `AlterTopic`, `DescribeTopic` and
-/// `InitProducerId`.
+/// The ways to the actors of the control thread.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    /// Takes `Metadata`, `CreateTopic`, `DeleteTopic`, `AlterTopic`, `DescribeTopic` and `InitProducerId`.
+    pub control: mpsc::Sender<ControlRequest>,
+    /// Takes all that is about consumer groups.
+    pub groups: mpsc::Sender<ControlRequest>,
+}
+
+/// A request for an actor of the control thread.
 #[derive(Debug)]
 pub struct ControlRequest {
     /// What is asked.

@@ -7,8 +7,9 @@
 
 use super::command::{COMMANDS_MAX, Command, ShardLink, ShardReport};
 use super::config::Config;
-use super::control::Control;
+use super::control::{Control, Shown};
 use super::descriptors;
+use super::groups::Groups;
 use super::layout::{DataFolder, LayoutError};
 use super::operators::Operators;
 use super::pump::Pump;
@@ -18,9 +19,12 @@ use crate::admin::state::BrokerInfo;
 use crate::disk::{Folders, Queues};
 use crate::meta::control::{ControlError, ControlPlane, random_bytes};
 use crate::meta::embedded::OpenError;
+use crate::meta::groups::{GroupStore, GroupStoreError};
 use crate::meta::{EmbeddedStore, Store, StoreError};
-use crate::net::{ControlRequest, Endpoint, ListenFault, Net, NetConfig, Port, ShardListener, View, mesh};
+use crate::net::{Doors, Endpoint, ListenFault, Net, NetConfig, Port, ShardListener, View, mesh};
 use crate::rt::{self, ShardContext, StartError};
+use corelog_core::group::{CoordinatorSettings, Topics};
+use corelog_core::limits;
 use corelog_core::meta::keys::{ClusterNameError, Keys};
 use corelog_core::meta::values::{DataDirId, ProcessId, ReplicaIdentity};
 use corelog_core::recovery::Report;
@@ -36,6 +40,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 /// Control requests that may wait.
 const CONTROL_REQUESTS_MAX: usize = 1_024;
+/// Requests about groups that may wait to be looked at; whoever commits and beats does so often.
+const GROUP_REQUESTS_MAX: usize = 8_192;
 /// How long a port in use is tried, and how often.
 const PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// See [`PORT_PATIENCE`].
@@ -92,6 +98,9 @@ pub enum BootError {
     /// The control plane.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The consumer groups.
+    #[error(transparent)]
+    Groups(#[from] GroupStoreError),
     /// The executors.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -140,7 +149,7 @@ struct Work {
     config: ShardConfig,
     clock: rt::Clock,
     commands: mpsc::Receiver<Command>,
-    control: mpsc::Sender<ControlRequest>,
+    doors: Doors,
     views: watch::Receiver<Arc<View>>,
     up: oneshot::Sender<Result<Up, String>>,
     listener: oneshot::Receiver<ShardListener>,
@@ -187,16 +196,19 @@ async fn serve(
     let mut stop = StopSignals::catch()?;
     let mut operators = Operators::begin(config.admin).await?;
     let store = EmbeddedStore::open(&folder.path().join("meta.redb"))?;
+    let kept = Store::Embedded(store.clone());
     let keys = Keys::new(&config.cluster)?;
     let identity = identity(config.broker, folder)?;
     let (plane, leadership) =
-        ControlPlane::start(Store::Embedded(store.clone()), keys, identity, config.topic_defaults.clone())
-            .await?;
+        ControlPlane::start(kept.clone(), keys.clone(), identity, config.topic_defaults.clone()).await?;
 
     let address = port.address();
     let (view, views) = watch::channel(Arc::new(View::default()));
-    let (control_requests, requests) = mpsc::channel(CONTROL_REQUESTS_MAX);
-    let (works, mut sides) = works(config, folder, &control_requests, &views);
+    let (topics, known_topics) = watch::channel(Arc::new(Topics::new()));
+    let (control, requests) = mpsc::channel(CONTROL_REQUESTS_MAX);
+    let (groups, group_requests) = mpsc::channel(GROUP_REQUESTS_MAX);
+    let doors = Doors { control, groups };
+    let (works, mut sides) = works(config, folder, &doors, &views);
     drop(views);
     let running = rt::start(&rt::Options { pin, ..rt::Options::default() }, works, shard_main)?;
     let up = tokio::select! {
@@ -216,16 +228,21 @@ async fn serve(
     let advertised = config.advertised.clone().unwrap_or_else(|| address.to_string());
     let links: Vec<ShardLink> = sides.iter().map(|side| side.commands.clone()).collect();
     let auto_create = config.auto_create;
-    let control = Control::new(plane, store.clone(), links, advertised, config.broker, auto_create, view);
+    let shown = Shown { view, topics };
+    let control = Control::new(plane, store.clone(), links, advertised, config.broker, auto_create, shown);
     let mut control = control.await?;
     control.begin(leadership, held).await?;
     let (stop_control, control_stopped) = oneshot::channel();
     let control = tokio::spawn(control.run(requests, control_stopped));
+    let groups = GroupStore::new(kept, keys, identity);
+    let groups = Groups::new(groups, group_settings(), known_topics).await?;
+    let (stop_groups, groups_stopped) = oneshot::channel();
+    let groups = tokio::spawn(groups.run(group_requests, groups_stopped));
     accept(&mut sides, port)?;
     operators.serve(Gatherer {
         broker: broker_info(config, folder, address),
         started: began,
-        control: control_requests,
+        doors,
         shards: shard_sources(folder, &sides, &running),
     });
 
@@ -244,6 +261,9 @@ async fn serve(
     tracing::info!("stopping; interrupt once more to end at once");
     stop.end_at_the_next();
     operators.stopping();
+    // Whoever waits for news of a group would hold up the connections.
+    drop(stop_groups);
+    drop(tokio::time::timeout(CONTROL_PATIENCE, groups).await);
     let clean = stop_shards(&sides).await;
     operators.end();
     drop(stop_control);
@@ -307,7 +327,7 @@ struct Side {
 fn works(
     config: &Config,
     folder: &DataFolder,
-    control: &mpsc::Sender<ControlRequest>,
+    doors: &Doors,
     views: &watch::Receiver<Arc<View>>,
 ) -> (Vec<Work>, Vec<Side>) {
     let shards = folder.layout().shards;
@@ -328,7 +348,7 @@ fn works(
             config: ShardConfig { shard: number, ..shard_config(config, shards, disk_bytes_max) },
             clock,
             commands: inbox,
-            control: control.clone(),
+            doors: doors.clone(),
             views: views.clone(),
             up,
             listener: listen,
@@ -368,8 +388,8 @@ async fn stop_shards(sides: &[Side]) -> bool {
 
 /// One shard's thread, from recovery to its end.
 async fn shard_main(context: ShardContext, work: Work) {
-    let Work { endpoint, net, folders, config, clock, commands, control, views, up, listener } = work;
-    let net = Net::new(net, context.ring.clone(), endpoint, control, views);
+    let Work { endpoint, net, folders, config, clock, commands, doors, views, up, listener } = work;
+    let net = Net::new(net, context.ring.clone(), endpoint, doors, views);
     let queues = Queues { cold: context.cold, background: context.background };
     let (pump, report) = match Pump::open(folders, config, context.ring, queues, clock).await {
         Ok(opened) => opened,
@@ -449,6 +469,13 @@ fn shard_config(config: &Config, shards: u16, disk_bytes_max: u64) -> ShardConfi
         disk_bytes_max: (disk_bytes_max / shards).saturating_sub(config.journal_bytes),
         recycled_bytes_max: config.segment_pool_bytes / shards,
         prewrite: true,
+    }
+}
+
+fn group_settings() -> CoordinatorSettings {
+    CoordinatorSettings {
+        offset_interval: limits::OFFSET_INTERVAL,
+        offsets_retention: limits::OFFSETS_RETENTION,
     }
 }
 

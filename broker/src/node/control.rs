@@ -12,6 +12,7 @@ use crate::meta::control::{ControlError, ControlPlane, Leadership};
 use crate::meta::{EmbeddedStore, StoreError};
 use crate::net::{ControlRequest, View, listing_bytes};
 use corelog_core::controller::shard_of;
+use corelog_core::group::Topics;
 use corelog_core::shard::{Input, PartitionSnapshot};
 use corelog_core::topic::{TopicConfig, TopicName, TopicOverrides};
 use corelog_wire::error::ErrorCode;
@@ -45,11 +46,20 @@ pub struct Control {
     pub broker: BrokerId,
     /// Whether asking for an unknown topic may make it. `dev` only.
     pub auto_create: bool,
-    /// Takes the picture.
-    pub view: watch::Sender<Arc<View>>,
+    /// Takes the pictures.
+    pub shown: Shown,
     placement: BTreeMap<TopicPartition, ShardId>,
     /// What this broker leads.
     leads: BTreeMap<TopicPartition, LeaderEpoch>,
+}
+
+/// Where the rest of the broker looks: pictures that are replaced whole.
+#[derive(Debug)]
+pub struct Shown {
+    /// Where every partition is led.
+    pub view: watch::Sender<Arc<View>>,
+    /// Which topics there are, for consumer groups.
+    pub topics: watch::Sender<Arc<Topics>>,
 }
 
 impl Control {
@@ -64,7 +74,7 @@ impl Control {
         address: String,
         broker: BrokerId,
         auto_create: bool,
-        view: watch::Sender<Arc<View>>,
+        shown: Shown,
     ) -> Result<Self, StoreError> {
         let placement = store.placements().await?.into_iter().collect();
         Ok(Self {
@@ -74,7 +84,7 @@ impl Control {
             address,
             broker,
             auto_create,
-            view,
+            shown,
             placement,
             leads: BTreeMap::new(),
         })
@@ -455,7 +465,10 @@ impl Control {
             };
             (id, (0..topic.value.partitions).map(owner).collect())
         });
-        self.view.send_replace(Arc::new(View::new(topics)));
+        self.shown.view.send_replace(Arc::new(View::new(topics)));
+        let topics =
+            image.topics().map(|(name, topic)| (name.to_string(), (topic.value.id, topic.value.partitions)));
+        self.shown.topics.send_replace(Arc::new(topics.collect()));
     }
 }
 

@@ -264,7 +264,8 @@ impl Image {
             (Subject::Controller, Value::Controller(value)) => {
                 self.controller = Some(Versioned { value, created, modified });
             }
-            (Subject::Unknown, _) => {}
+            // Groups have a room of their own.
+            (Subject::Group(_) | Subject::Offsets(..) | Subject::Unknown, _) => {}
             _ => return Err(ImageError::WrongValue { key: entry.key }),
         }
         Ok(subject)
@@ -295,7 +296,7 @@ impl Image {
             Subject::Broker(id) => drop(self.brokers.remove(id)),
             Subject::ProducerIds => self.producer_ids = None,
             Subject::Controller => self.controller = None,
-            Subject::Unknown => {}
+            Subject::Group(_) | Subject::Offsets(..) | Subject::Unknown => {}
         }
         subject
     }

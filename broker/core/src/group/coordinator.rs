@@ -6,17 +6,17 @@
 //! that read see what was asked before them. A change that the store refuses, or whose outcome is unknown, is forgotten
 //! here and the group is read again: nobody was answered that it was done.
 //!
-//! Refuses to know the store's keys and revisions, connections, and the wall clock.
+//! Refuses to know the store's keys and revisions, connections, and where the wall clock comes from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use corelog_wire::ids::{LeaderEpoch, MemberEpoch, MemberId, Offset, TopicPartition};
+use corelog_wire::ids::{LeaderEpoch, MemberEpoch, MemberId, Offset, TopicId, TopicPartition};
 use thiserror::Error;
 
-use super::{MemberInfo, MemberRefusal, Membership, Topics};
-use crate::limits::{GROUP_REQUESTS_MAX, GROUPS_MAX};
-use crate::time::Instant;
+use super::{GroupName, MemberInfo, MemberRefusal, Membership, Topics};
+use crate::limits::{GROUP_REQUESTS_MAX, GROUPS_MAX, OFFSETS_PER_PAGE};
+use crate::time::{Instant, Now};
 
 /// Names a request among those that are not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +73,11 @@ pub enum Ask {
     },
     /// Reads all offsets.
     Offsets,
+    /// Forgets the group, if it has no members, or its offsets of a topic.
+    Delete {
+        /// Only its offsets of this topic.
+        topic: Option<TopicId>,
+    },
 }
 
 impl Ask {
@@ -82,7 +87,7 @@ impl Ask {
                 Some(*member)
             }
             Self::Commit { member, .. } => member.map(|(id, _)| id),
-            Self::Offsets => None,
+            Self::Offsets | Self::Delete { .. } => None,
         }
     }
 
@@ -94,6 +99,47 @@ impl Ask {
     }
 }
 
+/// Committed offsets that are stored together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageId {
+    /// Of this topic.
+    pub topic: TopicId,
+    /// [`OFFSETS_PER_PAGE`] partitions from this one on.
+    pub first: u32,
+}
+
+impl PageId {
+    /// The page of a partition.
+    #[must_use]
+    pub fn of(tp: TopicPartition) -> Self {
+        Self { topic: tp.topic, first: tp.partition / OFFSETS_PER_PAGE * OFFSETS_PER_PAGE }
+    }
+
+    fn last(self) -> TopicPartition {
+        TopicPartition::new(self.topic, self.first + (OFFSETS_PER_PAGE - 1))
+    }
+}
+
+/// A group as the store has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoredGroup {
+    /// Who is in it.
+    pub membership: Membership,
+    /// How far it has come.
+    pub offsets: BTreeMap<TopicPartition, Committed>,
+}
+
+/// What becomes of a group in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Only offsets change.
+    Keep,
+    /// Who is in it changes, or the store has not had it before.
+    Put(Membership),
+    /// It goes, with all that belongs to it.
+    Delete,
+}
+
 /// What a coordinator is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GroupInput {
@@ -102,23 +148,21 @@ pub enum GroupInput {
         /// The request.
         ask_id: AskId,
         /// The group.
-        group: String,
+        group: GroupName,
         /// What.
         ask: Ask,
     },
-    /// A group as the store has it; empty if it has none. At the start of the broker, or after [`GroupEffect::Load`].
+    /// A group as the store has it, if it has it. At the start of the broker, or after [`GroupEffect::Load`].
     Loaded {
         /// The group.
-        group: String,
-        /// Who is in it.
-        membership: Membership,
-        /// How far it has come.
-        offsets: BTreeMap<TopicPartition, Committed>,
+        group: GroupName,
+        /// What the store has.
+        stored: Option<StoredGroup>,
     },
     /// What became of the [`GroupEffect::Store`] of a group.
     Stored {
         /// The group.
-        group: String,
+        group: GroupName,
         /// Whether it is stored. False also when that is not known.
         done: bool,
     },
@@ -136,16 +180,16 @@ pub enum GroupEffect {
     /// change behind the back of members who are answered by it.
     Load {
         /// The group.
-        group: String,
+        group: GroupName,
     },
     /// Store what changed, all or nothing, if the claim still holds; answered by [`GroupInput::Stored`].
     Store {
         /// The group.
-        group: String,
-        /// Who is in it, if that changed.
-        membership: Option<Membership>,
-        /// The offsets that changed.
-        offsets: BTreeMap<TopicPartition, Committed>,
+        group: GroupName,
+        /// What becomes of the group.
+        change: Change,
+        /// All pages with offsets that changed, as they are to be; a page without offsets goes.
+        pages: BTreeMap<PageId, BTreeMap<u32, Committed>>,
     },
     /// Answer a request.
     Reply {
@@ -169,9 +213,11 @@ pub enum GroupReply {
     /// To [`Ask::Leave`].
     Left,
     /// To [`Ask::Commit`], a row for a row.
-    Committed(Vec<(TopicPartition, Result<(), MemberRefusal>)>),
+    Committed(Vec<(TopicPartition, Result<(), CommitRefusal>)>),
     /// To [`Ask::Offsets`].
     Offsets(BTreeMap<TopicPartition, Committed>),
+    /// To [`Ask::Delete`].
+    Deleted,
     /// To anything: no.
     Refused(GroupRefusal),
 }
@@ -182,12 +228,29 @@ pub enum GroupRefusal {
     /// The member is not what it thinks it is.
     #[error(transparent)]
     Member(#[from] MemberRefusal),
-    /// Offsets were to be set from outside while members work.
+    /// Offsets were to be set or deleted from outside while members work.
     #[error("the group has members; stop them first")]
     NotEmpty,
+    /// There is nothing to delete.
+    #[error("there is no such group, or it has no offsets of the topic")]
+    UnknownGroup,
     /// The store did not confirm a change, or too much waits for it. The change may yet turn out to be made.
     #[error("the group's coordinator cannot store changes at the moment; try again")]
     Unavailable,
+}
+
+/// Why an offset is not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum CommitRefusal {
+    /// The member may not.
+    #[error(transparent)]
+    Member(#[from] MemberRefusal),
+    /// There is no such topic.
+    #[error("there is no topic {0} (any more)")]
+    UnknownTopic(TopicId),
+    /// The topic has fewer partitions.
+    #[error("topic {} has no partition {}", .0.topic, .0.partition)]
+    UnknownPartition(TopicPartition),
 }
 
 /// An answer that is given once what it rests on is stored.
@@ -210,13 +273,18 @@ struct Held {
 #[derive(Debug)]
 struct Draft {
     membership: Membership,
-    offsets: BTreeMap<TopicPartition, Committed>,
+    /// Offsets that change; none is forgotten.
+    offsets: BTreeMap<TopicPartition, Option<Committed>>,
+    /// The group goes.
+    deleted: bool,
     promises: Vec<(AskId, Promise)>,
 }
 
 #[derive(Debug, Default)]
 struct Group {
     loaded: bool,
+    /// The store has it.
+    is_stored: bool,
     membership: Membership,
     offsets: BTreeMap<TopicPartition, Committed>,
     /// When each member's session ends.
@@ -227,62 +295,147 @@ struct Group {
     /// Offsets are not stored again before.
     offsets_after: Instant,
     topics_changed: bool,
+    /// When it has to be looked at, as the coordinator noted.
+    alarm: Option<Instant>,
+}
+
+/// The topics that exist.
+#[derive(Debug, Default)]
+struct World {
+    topics: Topics,
+    partitions: BTreeMap<TopicId, u32>,
+}
+
+impl World {
+    fn new(topics: Topics) -> Self {
+        Self { partitions: topics.values().copied().collect(), topics }
+    }
+
+    fn check(&self, tp: TopicPartition) -> Result<(), CommitRefusal> {
+        match self.partitions.get(&tp.topic) {
+            None => Err(CommitRefusal::UnknownTopic(tp.topic)),
+            Some(&count) if tp.partition >= count => Err(CommitRefusal::UnknownPartition(tp)),
+            Some(_) => Ok(()),
+        }
+    }
 }
 
 /// All groups that this broker coordinates.
 #[derive(Debug)]
 pub struct Coordinator {
-    groups: BTreeMap<String, Group>,
-    topics: Topics,
+    groups: BTreeMap<GroupName, Group>,
+    /// When groups have to be looked at.
+    alarms: BTreeSet<(Instant, GroupName)>,
+    world: World,
+    settings: CoordinatorSettings,
+}
+
+/// What an operator may decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoordinatorSettings {
     /// Least time between two stores of a group's offsets.
-    offset_interval: Duration,
+    pub offset_interval: Duration,
+    /// How long the offsets of a group without members are kept.
+    pub offsets_retention: Duration,
 }
 
 impl Coordinator {
-    /// A coordinator without groups.
+    /// A coordinator without groups, where these topics exist.
     #[must_use]
-    pub fn new(offset_interval: Duration) -> Self {
-        Self { groups: BTreeMap::new(), topics: Topics::new(), offset_interval }
+    pub fn new(topics: Topics, settings: CoordinatorSettings) -> Self {
+        Self { groups: BTreeMap::new(), alarms: BTreeSet::new(), world: World::new(topics), settings }
     }
 
-    /// The groups and who is in them, as stored.
-    pub fn groups(&self) -> impl Iterator<Item = (&str, &Membership)> {
-        self.groups.iter().map(|(name, group)| (name.as_str(), &group.membership))
+    /// The groups whose names come after this one, in order.
+    pub fn groups_after(&self, after: &str) -> impl Iterator<Item = (&GroupName, &Membership)> {
+        let later = self.groups.iter().skip_while(move |(name, _)| name.as_str() <= after);
+        later.filter(|(_, group)| group.is_stored).map(|(name, group)| (name, &group.membership))
+    }
+
+    /// How many groups are kept here, with those that are only asked about.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// Whether nothing is kept here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Whether anything of a group is kept here.
+    #[must_use]
+    pub fn knows(&self, name: &GroupName) -> bool {
+        self.groups.contains_key(name)
+    }
+
+    /// What the store has of a group.
+    #[must_use]
+    pub fn group(&self, name: &GroupName) -> Option<(&Membership, &BTreeMap<TopicPartition, Committed>)> {
+        let group = self.groups.get(name).filter(|group| group.is_stored)?;
+        Some((&group.membership, &group.offsets))
+    }
+
+    /// The topics that exist, by name.
+    #[must_use]
+    pub fn topics(&self) -> &Topics {
+        &self.world.topics
+    }
+
+    /// When [`GroupInput::Tick`] is due.
+    #[must_use]
+    pub fn next_tick(&self) -> Option<Instant> {
+        self.alarms.first().map(|(at, _)| *at)
     }
 
     /// Takes one input. What is to be done is appended to `out`.
-    pub fn step(&mut self, now: Instant, input: GroupInput, out: &mut Vec<GroupEffect>) {
+    pub fn step(&mut self, now: Now, input: GroupInput, out: &mut Vec<GroupEffect>) {
         match input {
             GroupInput::Ask { ask_id, group, ask } => self.ask(now, ask_id, &group, ask, out),
-            GroupInput::Loaded { group, membership, offsets } => {
+            GroupInput::Loaded { group, stored } => {
                 let entry = self.groups.entry(group.clone()).or_default();
                 if !entry.loaded {
-                    entry.load(now, membership, offsets);
+                    entry.load(now, stored);
                     self.pump(now, &group, out);
                 }
             }
             GroupInput::Stored { group, done } => {
                 if let Some(entry) = self.groups.get_mut(&group) {
-                    entry.stored(now, &group, done, self.offset_interval, out);
+                    entry.stored(now, &group, done, self.settings.offset_interval, out);
                     self.pump(now, &group, out);
                 }
             }
             GroupInput::Topics(topics) => {
-                self.topics = topics;
-                self.groups.values_mut().for_each(|group| group.topics_changed = true);
-                self.pump_all(now, out);
+                self.world = World::new(topics);
+                let names: Vec<GroupName> = self.groups.keys().cloned().collect();
+                for name in names {
+                    if let Some(group) = self.groups.get_mut(&name) {
+                        group.topics_changed = true;
+                    }
+                    self.pump(now, &name, out);
+                }
             }
             GroupInput::Tick => {
-                self.groups.values_mut().for_each(|group| group.expire(now, out));
-                self.pump_all(now, out);
+                while let Some((at, name)) = self.alarms.pop_first() {
+                    if at > now.instant {
+                        self.alarms.insert((at, name));
+                        break;
+                    }
+                    if let Some(group) = self.groups.get_mut(&name) {
+                        group.alarm = None;
+                        group.expire(now, self.settings.offsets_retention, out);
+                    }
+                    self.pump(now, &name, out);
+                }
             }
         }
     }
 
-    fn ask(&mut self, now: Instant, ask_id: AskId, name: &str, ask: Ask, out: &mut Vec<GroupEffect>) {
+    fn ask(&mut self, now: Now, ask_id: AskId, name: &GroupName, ask: Ask, out: &mut Vec<GroupEffect>) {
         if !self.groups.contains_key(name) && self.groups.len() < GROUPS_MAX {
-            out.push(GroupEffect::Load { group: name.to_owned() });
-            self.groups.insert(name.to_owned(), Group::default());
+            out.push(GroupEffect::Load { group: name.clone() });
+            self.groups.insert(name.clone(), Group::default());
         }
         let room = |group: &&mut Group| group.waiting.len() < GROUP_REQUESTS_MAX;
         let Some(group) = self.groups.get_mut(name).filter(room) else {
@@ -293,102 +446,190 @@ impl Coordinator {
         self.pump(now, name, out);
     }
 
-    fn pump_all(&mut self, now: Instant, out: &mut Vec<GroupEffect>) {
-        let names: Vec<String> = self.groups.keys().cloned().collect();
-        for name in names {
-            self.pump(now, &name, out);
+    /// Works on what waits, and notes when the group has to be looked at again.
+    fn pump(&mut self, now: Now, name: &GroupName, out: &mut Vec<GroupEffect>) {
+        self.work(now, name, out);
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let next = group.next_alarm(now, self.settings.offsets_retention);
+        if let Some(before) = std::mem::replace(&mut group.alarm, next).filter(|before| Some(*before) != next)
+        {
+            self.alarms.remove(&(before, name.clone()));
+        }
+        if let Some(next) = next {
+            self.alarms.insert((next, name.clone()));
         }
     }
 
     /// Works on what waits, unless a change of the group is on its way.
-    fn pump(&mut self, now: Instant, name: &str, out: &mut Vec<GroupEffect>) {
+    fn work(&mut self, now: Now, name: &GroupName, out: &mut Vec<GroupEffect>) {
         let Some(group) = self.groups.get_mut(name) else { return };
         if !group.loaded || group.draft.is_some() {
             return;
         }
         if group.waiting.is_empty() && !group.topics_changed {
+            if !group.is_stored {
+                self.forget(name);
+            }
             return;
         }
-        let draft = group.drafted(now, &self.topics);
-        let membership = (draft.membership != group.membership).then(|| draft.membership.clone());
-        if membership.is_none() && draft.offsets.is_empty() {
+        let draft = group.drafted(now, &self.world);
+        let change = group.change(&draft);
+        if change == Change::Keep && draft.offsets.is_empty() {
             for (ask_id, promise) in draft.promises {
                 group.keep(now, ask_id, promise, out);
             }
             // One that the store does not have either is not worth its place.
-            if group.waiting.is_empty() && group.membership.is_empty() && group.offsets.is_empty() {
-                self.groups.remove(name);
+            if group.waiting.is_empty() && !group.is_stored {
+                self.forget(name);
             }
             return;
         }
-        let offsets = draft.offsets.clone();
+        let pages = group.pages(&draft);
         group.draft = Some(draft);
-        out.push(GroupEffect::Store { group: name.to_owned(), membership, offsets });
+        out.push(GroupEffect::Store { group: name.clone(), change, pages });
+    }
+
+    fn forget(&mut self, name: &GroupName) {
+        if let Some(alarm) = self.groups.remove(name).and_then(|group| group.alarm) {
+            self.alarms.remove(&(alarm, name.clone()));
+        }
     }
 }
 
 impl Group {
     /// Takes what the store has. Everybody in it gets a whole session: nobody could be heard meanwhile.
-    fn load(&mut self, now: Instant, membership: Membership, offsets: BTreeMap<TopicPartition, Committed>) {
+    fn load(&mut self, now: Now, stored: Option<StoredGroup>) {
+        (self.loaded, self.is_stored) = (true, stored.is_some());
+        let StoredGroup { membership, offsets } = stored.unwrap_or_default();
         self.sessions =
-            membership.members().map(|(id, info)| (id, now.after(info.session_timeout))).collect();
-        (self.membership, self.offsets, self.loaded) = (membership, offsets, true);
+            membership.members().map(|(id, info)| (id, now.instant.after(info.session_timeout))).collect();
+        (self.membership, self.offsets) = (membership, offsets);
         // Topics may have changed while nobody coordinated the group.
         self.topics_changed = true;
     }
 
     /// A member spoke: its session begins anew, whatever becomes of what it said.
-    fn seen(&mut self, now: Instant, ask: &Ask) {
+    fn seen(&mut self, now: Now, ask: &Ask) {
         let (Ask::Heartbeat { member, .. } | Ask::Join { member, .. }) = ask else { return };
         if let Some(info) = self.membership.info(*member) {
-            self.sessions.insert(*member, now.after(info.session_timeout));
+            self.sessions.insert(*member, now.instant.after(info.session_timeout));
         }
     }
 
     /// Ends the sessions of the silent, and answers heartbeats that were held long enough. Not while the group is being
     /// read: what is known of it then may be out of date.
-    fn expire(&mut self, now: Instant, out: &mut Vec<GroupEffect>) {
+    fn expire(&mut self, now: Now, offsets_retention: Duration, out: &mut Vec<GroupEffect>) {
         if !self.loaded {
             return;
         }
+        if self.draft.is_none() && self.idle_left(now, offsets_retention) == Some(Duration::ZERO) {
+            self.waiting.push((None, Ask::Delete { topic: None }));
+        }
         let silent: Vec<MemberId> =
-            self.sessions.iter().filter(|(_, end)| **end <= now).map(|(&id, _)| id).collect();
+            self.sessions.iter().filter(|(_, end)| **end <= now.instant).map(|(&id, _)| id).collect();
         for member in silent {
             self.sessions.remove(&member);
             self.waiting.push((None, Ask::Leave { member, away: false }));
         }
         let over: Vec<MemberId> =
-            self.held.iter().filter(|(_, held)| held.until <= now).map(|(&id, _)| id).collect();
+            self.held.iter().filter(|(_, held)| held.until <= now.instant).map(|(&id, _)| id).collect();
         for member in over {
             self.release(member, out);
         }
     }
 
-    /// What the group would be after all that waits, and the answers that would follow.
-    fn drafted(&mut self, now: Instant, topics: &Topics) -> Draft {
-        let mut draft =
-            Draft { membership: self.membership.clone(), offsets: BTreeMap::new(), promises: Vec::new() };
-        if std::mem::take(&mut self.topics_changed) {
-            draft.membership.topics_changed(topics);
+    /// How long until a group without members is forgotten.
+    fn idle_left(&self, now: Now, offsets_retention: Duration) -> Option<Duration> {
+        let since = self.membership.idle_since_ms()?;
+        let idle = Duration::from_millis(u64::try_from(now.wall_ms.saturating_sub(since)).unwrap_or(0));
+        Some(offsets_retention.saturating_sub(idle))
+    }
+
+    /// When something is due here that nobody asks for.
+    fn next_alarm(&self, now: Now, offsets_retention: Duration) -> Option<Instant> {
+        if !self.loaded {
+            return None;
         }
-        let early = now < self.offsets_after;
+        let silent = self.sessions.values().min().copied();
+        let held = self.held.values().map(|held| held.until).min();
+        // What else is due waits for the change that is on its way.
+        let is_free = self.draft.is_none();
+        let early = (is_free && !self.waiting.is_empty()).then_some(self.offsets_after);
+        let idle =
+            self.idle_left(now, offsets_retention).filter(|_| is_free).map(|left| now.instant.after(left));
+        [silent, held, early, idle].into_iter().flatten().min()
+    }
+
+    /// What the group would be after all that waits, and the answers that would follow.
+    fn drafted(&mut self, now: Now, world: &World) -> Draft {
+        let mut draft = Draft {
+            membership: self.membership.clone(),
+            offsets: BTreeMap::new(),
+            deleted: false,
+            promises: Vec::new(),
+        };
+        if std::mem::take(&mut self.topics_changed) {
+            // With more partitions than it can hold the group stays as it is; the surplus is not worked on.
+            let _ = draft.membership.topics_changed(&world.topics);
+            let gone =
+                |tp: &&TopicPartition| matches!(world.check(**tp), Err(CommitRefusal::UnknownTopic(_)));
+            draft.offsets.extend(self.offsets.keys().filter(gone).map(|&tp| (tp, None)));
+        }
+        let early = now.instant < self.offsets_after;
         let mut later = Vec::new();
         for (ask_id, ask) in std::mem::take(&mut self.waiting) {
-            if early && matches!(ask, Ask::Commit { .. }) || ask.is_behind(&later) {
+            let too_early = early && matches!(ask, Ask::Commit { .. });
+            if draft.deleted || too_early || ask.is_behind(&later) {
                 later.push((ask_id, ask));
                 continue;
             }
-            let promise = draft.take(ask, topics, &self.offsets);
+            let promise = draft.take(ask, world, self);
             draft.promises.extend(ask_id.map(|ask_id| (ask_id, promise)));
         }
         self.waiting = later;
+        let noted = draft.membership.idle_since_ms().is_some();
+        if noted != draft.membership.is_empty() || !draft.offsets.is_empty() {
+            draft.membership.note_idle(now.wall_ms);
+        }
         draft
+    }
+
+    /// What a draft makes of the group in the store.
+    fn change(&self, draft: &Draft) -> Change {
+        let kept = self.offsets.keys().any(|tp| draft.offsets.get(tp) != Some(&None));
+        let has_offsets = kept || draft.offsets.values().any(Option::is_some);
+        if draft.deleted || draft.membership.is_empty() && !has_offsets {
+            return if self.is_stored { Change::Delete } else { Change::Keep };
+        }
+        if draft.membership != self.membership || !self.is_stored {
+            return Change::Put(draft.membership.clone());
+        }
+        Change::Keep
+    }
+
+    /// All pages on which a draft changes something, as they would be.
+    fn pages(&self, draft: &Draft) -> BTreeMap<PageId, BTreeMap<u32, Committed>> {
+        let touched: BTreeSet<PageId> = draft.offsets.keys().map(|&tp| PageId::of(tp)).collect();
+        let page = |page: PageId| {
+            let places = TopicPartition::new(page.topic, page.first)..=page.last();
+            let before =
+                self.offsets.range(places.clone()).map(|(tp, committed)| (tp.partition, committed.clone()));
+            let mut rows: BTreeMap<u32, Committed> = before.collect();
+            for (tp, committed) in draft.offsets.range(places) {
+                match committed {
+                    Some(committed) => rows.insert(tp.partition, committed.clone()),
+                    None => rows.remove(&tp.partition),
+                };
+            }
+            (page, rows)
+        };
+        touched.into_iter().map(page).collect()
     }
 
     fn stored(
         &mut self,
-        now: Instant,
-        name: &str,
+        now: Now,
+        name: &GroupName,
         done: bool,
         offset_interval: Duration,
         out: &mut Vec<GroupEffect>,
@@ -398,14 +639,20 @@ impl Group {
             self.loaded = false;
             let unanswered = draft.promises.into_iter().map(|(ask_id, _)| ask_id);
             out.extend(unanswered.map(|ask_id| refused(ask_id, GroupRefusal::Unavailable)));
-            out.push(GroupEffect::Load { group: name.to_owned() });
+            out.push(GroupEffect::Load { group: name.clone() });
             return;
         }
         if !draft.offsets.is_empty() {
-            self.offsets_after = now.after(offset_interval);
+            self.offsets_after = now.instant.after(offset_interval);
         }
-        self.membership = draft.membership;
-        self.offsets.extend(draft.offsets);
+        self.is_stored = self.change(&draft) != Change::Delete;
+        self.membership = if self.is_stored { draft.membership } else { Membership::default() };
+        for (tp, committed) in draft.offsets {
+            match committed {
+                Some(committed) => self.offsets.insert(tp, committed),
+                None => self.offsets.remove(&tp),
+            };
+        }
         self.renew_sessions(now);
         for (ask_id, promise) in draft.promises {
             self.keep(now, ask_id, promise, out);
@@ -421,16 +668,16 @@ impl Group {
     }
 
     /// Members that are new begin their sessions; those that went have none.
-    fn renew_sessions(&mut self, now: Instant) {
+    fn renew_sessions(&mut self, now: Now) {
         let mut before = std::mem::take(&mut self.sessions);
         for (id, info) in self.membership.members() {
-            let end = before.remove(&id).unwrap_or(now.after(info.session_timeout));
+            let end = before.remove(&id).unwrap_or(now.instant.after(info.session_timeout));
             self.sessions.insert(id, end);
         }
     }
 
     /// Gives the answer that was promised, or holds it while it has nothing new to say.
-    fn keep(&mut self, now: Instant, ask_id: AskId, promise: Promise, out: &mut Vec<GroupEffect>) {
+    fn keep(&mut self, now: Now, ask_id: AskId, promise: Promise, out: &mut Vec<GroupEffect>) {
         let (member, known, wait) = match promise {
             Promise::Granted { member, known, wait } => (member, known, wait),
             Promise::Offsets => {
@@ -447,7 +694,7 @@ impl Group {
         let wait = wait.min(wait_max);
         match known.filter(|known| Some(*known) == epoch && !wait.is_zero()) {
             Some(known) => {
-                self.held.insert(member, Held { ask_id, known, until: now.after(wait) });
+                self.held.insert(member, Held { ask_id, known, until: now.instant.after(wait) });
             }
             None => out.push(self.said_to(member, ask_id)),
         }
@@ -471,8 +718,9 @@ impl Group {
 
 impl Draft {
     /// Does what is asked, in this draft only.
-    fn take(&mut self, ask: Ask, topics: &Topics, stored: &BTreeMap<TopicPartition, Committed>) -> Promise {
+    fn take(&mut self, ask: Ask, world: &World, group: &Group) -> Promise {
         let refused = |refusal: MemberRefusal| Promise::Ready(GroupReply::Refused(refusal.into()));
+        let topics = &world.topics;
         match ask {
             Ask::Join { member, info } => match self.membership.join(member, info, topics) {
                 Ok(()) => Promise::Granted { member, known: None, wait: Duration::ZERO },
@@ -495,8 +743,12 @@ impl Draft {
                 }
                 Promise::Ready(GroupReply::Left)
             }
-            Ask::Commit { member, offsets } => self.commit(member, offsets, stored),
+            Ask::Commit { member, offsets } => self.commit(member, offsets, world, group),
             Ask::Offsets => Promise::Offsets,
+            Ask::Delete { topic } => Promise::Ready(match self.delete(topic, group) {
+                Ok(()) => GroupReply::Deleted,
+                Err(refusal) => GroupReply::Refused(refusal),
+            }),
         }
     }
 
@@ -504,22 +756,48 @@ impl Draft {
         &mut self,
         member: Option<(MemberId, MemberEpoch)>,
         offsets: Vec<(TopicPartition, Committed)>,
-        stored: &BTreeMap<TopicPartition, Committed>,
+        world: &World,
+        group: &Group,
     ) -> Promise {
         if member.is_none() && !self.membership.is_empty() {
             return Promise::Ready(GroupReply::Refused(GroupRefusal::NotEmpty));
         }
         let mut rows = Vec::with_capacity(offsets.len());
         for (tp, committed) in offsets {
-            let check = member.map_or(Ok(()), |(id, epoch)| self.membership.check_commit(id, epoch, tp));
-            let before = self.offsets.get(&tp).or_else(|| stored.get(&tp));
+            let may = |(id, epoch)| self.membership.check_commit(id, epoch, tp);
+            let check = world.check(tp).and_then(|()| Ok(member.map_or(Ok(()), may)?));
+            let before = self.offset(tp, group);
             let forward = member.is_none() || before.is_none_or(|before| before.offset <= committed.offset);
             if check.is_ok() && forward && before != Some(&committed) {
-                self.offsets.insert(tp, committed);
+                self.offsets.insert(tp, Some(committed));
             }
             rows.push((tp, check));
         }
         Promise::Ready(GroupReply::Committed(rows))
+    }
+
+    fn delete(&mut self, topic: Option<TopicId>, group: &Group) -> Result<(), GroupRefusal> {
+        if !self.membership.is_empty() {
+            return Err(GroupRefusal::NotEmpty);
+        }
+        let here = group.offsets.keys().chain(self.offsets.keys());
+        let wanted = |tp: &&TopicPartition| topic.is_none_or(|topic| tp.topic == topic);
+        let gone: Vec<TopicPartition> =
+            here.filter(wanted).copied().filter(|&tp| self.offset(tp, group).is_some()).collect();
+        if gone.is_empty() && !(topic.is_none() && group.is_stored) {
+            return Err(GroupRefusal::UnknownGroup);
+        }
+        self.deleted = topic.is_none();
+        self.offsets.extend(gone.into_iter().map(|tp| (tp, None)));
+        Ok(())
+    }
+
+    /// How far the group has come in a partition, with what this draft changes.
+    fn offset<'a>(&'a self, tp: TopicPartition, group: &'a Group) -> Option<&'a Committed> {
+        match self.offsets.get(&tp) {
+            Some(changed) => changed.as_ref(),
+            None => group.offsets.get(&tp),
+        }
     }
 }
 

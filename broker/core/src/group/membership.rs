@@ -13,31 +13,17 @@
 //! Refuses to know time (sessions end by [`Membership::leave`]), stores, and committed offsets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use corelog_wire::ids::{MemberEpoch, MemberId, TopicId, TopicPartition};
 use corelog_wire::message::Assignor;
 use thiserror::Error;
 
-use super::Subscription;
 use super::assign::assign;
-use crate::limits::GROUP_MEMBERS_MAX;
+use super::{MemberInfo, Subscription};
+use crate::limits::{GROUP_BYTES_MAX, GROUP_MEMBERS_MAX};
 
 /// The topics that exist: by name, the id and the number of partitions.
 pub type Topics = BTreeMap<String, (TopicId, u32)>;
-
-/// What a member says of itself when it joins, and whenever it changes its mind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberInfo {
-    /// How long it may be silent before its session ends.
-    pub session_timeout: Duration,
-    /// A name that outlives the process: a member that left for a restart gets its partitions back under it.
-    pub instance: Option<String>,
-    /// What it wants to read.
-    pub subscription: Subscription,
-    /// How it wants the group's partitions to be spread.
-    pub assignor: Assignor,
-}
 
 /// Why a member is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -51,8 +37,10 @@ pub enum MemberRefusal {
     /// Another living member has the instance id.
     #[error("another member of this group has this instance id")]
     InstanceInUse,
-    /// The group takes no more members.
-    #[error("the group has {GROUP_MEMBERS_MAX} members and takes no more")]
+    /// The group takes no more members, or no more of what its members say and have.
+    #[error(
+        "the group is full: {GROUP_MEMBERS_MAX} members at most, and {GROUP_BYTES_MAX} bytes of what is kept of them"
+    )]
     GroupFull,
     /// A commit for a partition that the member did not hold when it said so.
     #[error("the member does not hold partition {} of topic {}", tp.partition, tp.topic)]
@@ -89,9 +77,118 @@ pub struct Membership {
     members: BTreeMap<MemberId, Member>,
     target: BTreeMap<TopicPartition, MemberId>,
     holdings: BTreeMap<TopicPartition, Holding>,
+    /// Since when nobody is in it, in milliseconds since 1970; known for a group without members.
+    idle_since_ms: Option<i64>,
 }
 
+/// A [`Membership`] as it is stored and shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MembershipRecord {
+    /// How often anything about who has what changed.
+    pub epoch: u64,
+    /// By id.
+    pub members: Vec<MemberRecord>,
+    /// By topic and partition.
+    pub held: Vec<HeldRecord>,
+    /// Since when nobody is in it, in milliseconds since 1970; known for a group without members.
+    pub idle_since_ms: Option<i64>,
+}
+
+/// A member as it is stored and shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberRecord {
+    /// Who.
+    pub id: MemberId,
+    /// What it said of itself.
+    pub info: MemberInfo,
+    /// When what it may have changed last.
+    pub epoch: MemberEpoch,
+    /// Left for a restart.
+    pub away: bool,
+}
+
+/// Who has a partition, as it is stored and shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldRecord {
+    /// Which partition.
+    pub tp: TopicPartition,
+    /// Its holder.
+    pub holder: MemberId,
+    /// The epoch of the holder that gave it the partition.
+    pub since: MemberEpoch,
+    /// Who is to have it; the holder was told to let go if that is somebody else, or nobody.
+    pub target: Option<MemberId>,
+}
+
+/// A stored membership that cannot be: what is wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct BrokenRecord(pub &'static str);
+
 impl Membership {
+    /// What is stored of it.
+    #[must_use]
+    pub fn record(&self) -> MembershipRecord {
+        let member = |(&id, member): (&MemberId, &Member)| MemberRecord {
+            id,
+            info: member.info.clone(),
+            epoch: member.epoch,
+            away: member.away,
+        };
+        let held = |(&tp, holding): (&TopicPartition, &Holding)| HeldRecord {
+            tp,
+            holder: holding.member,
+            since: holding.since,
+            target: self.target.get(&tp).copied(),
+        };
+        MembershipRecord {
+            epoch: self.epoch,
+            members: self.members.iter().map(member).collect(),
+            held: self.holdings.iter().map(held).collect(),
+            idle_since_ms: self.idle_since_ms,
+        }
+    }
+
+    /// What was stored.
+    ///
+    /// # Errors
+    /// [`BrokenRecord`]: no membership was ever like this.
+    pub fn restore(record: MembershipRecord) -> Result<Self, BrokenRecord> {
+        let mut restored =
+            Self { epoch: record.epoch, idle_since_ms: record.idle_since_ms, ..Self::default() };
+        for MemberRecord { id, info, epoch, away } in record.members {
+            restored.members.insert(id, Member { info, epoch, away });
+        }
+        for HeldRecord { tp, holder, since, target } in record.held {
+            let holding = Holding { member: holder, since, leaving: target != Some(holder) };
+            restored.holdings.insert(tp, holding);
+            if let Some(target) = target {
+                restored.target.insert(tp, target);
+            }
+        }
+        restored.broken_invariant().map_or(Ok(restored), |rule| Err(BrokenRecord(rule)))
+    }
+
+    /// Since when nobody is in it, in milliseconds since 1970, if nobody is.
+    #[must_use]
+    pub fn idle_since_ms(&self) -> Option<i64> {
+        self.idle_since_ms
+    }
+
+    /// Notes that now nobody is in it, if so.
+    pub(super) fn note_idle(&mut self, now_ms: i64) {
+        self.idle_since_ms = self.members.is_empty().then_some(now_ms);
+    }
+
+    /// About what it takes to store it.
+    fn stored_bytes(&self) -> usize {
+        const MEMBER_BYTES: usize = 256;
+        const HOLDING_BYTES: usize = 48;
+        let texts: usize = self.members.values().map(|member| member.info.text_bytes()).sum();
+        // A text may need an escape for each of its bytes.
+        MEMBER_BYTES * self.members.len() + 2 * texts + HOLDING_BYTES * self.holdings.len()
+    }
+
     /// How often anything about who has what changed.
     #[must_use]
     pub fn epoch(&self) -> u64 {
@@ -122,25 +219,27 @@ impl Membership {
     /// [`MemberRefusal::InstanceInUse`], [`MemberRefusal::GroupFull`].
     pub fn join(&mut self, id: MemberId, info: MemberInfo, topics: &Topics) -> Result<(), MemberRefusal> {
         let holder = info.instance.as_ref().and_then(|instance| self.instance_holder(instance));
-        match holder {
-            Some(other) if other != id && !self.members[&other].away => {
-                return Err(MemberRefusal::InstanceInUse);
-            }
-            Some(other) if other != id => self.take_seat(other, id),
-            _ => {}
+        let seat = holder.filter(|&other| other != id);
+        if seat.is_some_and(|other| !self.members[&other].away) {
+            return Err(MemberRefusal::InstanceInUse);
         }
         let known = self.members.get(&id);
         if known.is_some_and(|member| member.info == info && !member.away) {
             return Ok(());
         }
-        if known.is_none() && self.members.len() >= GROUP_MEMBERS_MAX {
+        if known.is_none() && seat.is_none() && self.members.len() >= GROUP_MEMBERS_MAX {
             return Err(MemberRefusal::GroupFull);
         }
-        // One that is new enters an epoch that its group has not reached, and which `reconcile` then begins.
-        let epoch = known.map_or(MemberEpoch::new(self.epoch + 1), |member| member.epoch);
-        self.members.insert(id, Member { info, epoch, away: false });
-        self.settle(topics);
-        Ok(())
+        self.within_bounds(|group| {
+            if let Some(old) = seat {
+                group.take_seat(old, id);
+            }
+            // One that is new enters an epoch that its group has not reached, and which `reconcile` then begins.
+            let known = group.members.get(&id);
+            let epoch = known.map_or(MemberEpoch::new(group.epoch + 1), |member| member.epoch);
+            group.members.insert(id, Member { info, epoch, away: false });
+            group.settle(topics);
+        })
     }
 
     /// A member says what it has, and how far it knows what it was given. What it was told to let go of and does not
@@ -177,14 +276,18 @@ impl Membership {
     /// A member changes what it wants.
     ///
     /// # Errors
-    /// [`MemberRefusal::UnknownMember`].
+    /// [`MemberRefusal::UnknownMember`], [`MemberRefusal::GroupFull`].
     pub fn change(&mut self, id: MemberId, info: MemberInfo, topics: &Topics) -> Result<(), MemberRefusal> {
-        let member = self.members.get_mut(&id).ok_or(MemberRefusal::UnknownMember)?;
-        if member.info != info {
-            member.info = info;
-            self.settle(topics);
+        let member = self.members.get(&id).ok_or(MemberRefusal::UnknownMember)?;
+        if member.info == info {
+            return Ok(());
         }
-        Ok(())
+        self.within_bounds(|group| {
+            if let Some(member) = group.members.get_mut(&id) {
+                member.info = info;
+            }
+            group.settle(topics);
+        })
     }
 
     /// A member is gone: it left, or its session ended. What it had is free at once.
@@ -205,8 +308,11 @@ impl Membership {
     }
 
     /// Topics or partitions came or went.
-    pub fn topics_changed(&mut self, topics: &Topics) {
-        self.settle(topics);
+    ///
+    /// # Errors
+    /// [`MemberRefusal::GroupFull`]: there are more partitions than the group can hold. It stays as it is.
+    pub fn topics_changed(&mut self, topics: &Topics) -> Result<(), MemberRefusal> {
+        self.within_bounds(|group| group.settle(topics))
     }
 
     /// What a member may have, and the epoch in which that is so. None if it is no member.
@@ -264,6 +370,17 @@ impl Membership {
             return Some("a wanted partition waits for nobody");
         }
         None
+    }
+
+    /// Makes a change, unless more would have to be kept afterwards than a group may have.
+    fn within_bounds(&mut self, change: impl FnOnce(&mut Self)) -> Result<(), MemberRefusal> {
+        let mut changed = self.clone();
+        change(&mut changed);
+        if changed.stored_bytes() > GROUP_BYTES_MAX.max(self.stored_bytes()) {
+            return Err(MemberRefusal::GroupFull);
+        }
+        *self = changed;
+        Ok(())
     }
 
     fn instance_holder(&self, instance: &str) -> Option<MemberId> {

@@ -8,6 +8,7 @@ use corelog_wire::ids::{BrokerId, TopicId, TopicPartition};
 use thiserror::Error;
 
 use super::Key;
+use crate::group::{GroupName, PageId};
 use crate::topic::TopicName;
 
 /// The longest cluster name.
@@ -33,6 +34,10 @@ pub enum Subject {
     Broker(BrokerId),
     /// The acting controller.
     Controller,
+    /// A consumer group: its claim, and who is in it.
+    Group(GroupName),
+    /// Committed offsets of a group, a page of a topic's.
+    Offsets(GroupName, PageId),
     /// Nothing this version knows.
     Unknown,
 }
@@ -98,6 +103,36 @@ impl Keys {
         Key::new(format!("{}controller", self.root))
     }
 
+    /// The prefix of all groups.
+    #[must_use]
+    pub fn groups(&self) -> Key {
+        Key::new(format!("{}groups/", self.root))
+    }
+
+    /// `groups/<group>`
+    #[must_use]
+    pub fn group(&self, group: &GroupName) -> Key {
+        Key::new(format!("{}groups/{group}", self.root))
+    }
+
+    /// The prefix of all committed offsets.
+    #[must_use]
+    pub fn offsets(&self) -> Key {
+        Key::new(format!("{}offsets/", self.root))
+    }
+
+    /// The prefix of a group's committed offsets.
+    #[must_use]
+    pub fn offsets_of(&self, group: &GroupName) -> Key {
+        Key::new(format!("{}offsets/{group}/", self.root))
+    }
+
+    /// `offsets/<group>/<topic-id>/<first partition>`
+    #[must_use]
+    pub fn offsets_page(&self, group: &GroupName, page: PageId) -> Key {
+        Key::new(format!("{}offsets/{group}/{}/{}", self.root, page.topic, page.first))
+    }
+
     /// What a key is about.
     #[must_use]
     pub fn subject(&self, key: &Key) -> Subject {
@@ -115,6 +150,14 @@ impl Keys {
             Some(("partitions", place)) => {
                 let (topic, partition) = place.split_once('/')?;
                 Some(Subject::Partition(TopicPartition::new(topic_id(topic)?, number(partition)?)))
+            }
+            Some(("groups", name)) => GroupName::new(name).ok().map(Subject::Group),
+            Some(("offsets", place)) => {
+                let (group, page) = place.split_once('/')?;
+                let (topic, first) = page.split_once('/')?;
+                let page = PageId { topic: topic_id(topic)?, first: number(first)? };
+                let is_page = PageId::of(TopicPartition::new(page.topic, page.first)) == page;
+                GroupName::new(group).ok().filter(|_| is_page).map(|group| Subject::Offsets(group, page))
             }
             None | Some(_) => None,
         }
@@ -158,6 +201,13 @@ mod tests {
         );
         assert_eq!(keys.deleted(id).as_str(), "/corelog/prod-1/deleted/abababab-abab-abab-abab-abababababab");
         assert_eq!(keys.broker(BrokerId::new(7)).as_str(), "/corelog/prod-1/brokers/7");
+        let group = GroupName::new("billing").unwrap();
+        let page = PageId::of(TopicPartition::new(id, 40));
+        assert_eq!(keys.group(&group).as_str(), "/corelog/prod-1/groups/billing");
+        assert_eq!(
+            keys.offsets_page(&group, page).as_str(),
+            "/corelog/prod-1/offsets/billing/abababab-abab-abab-abab-abababababab/32"
+        );
     }
 
     #[test]
@@ -165,6 +215,7 @@ mod tests {
         let keys = keys();
         let name = TopicName::new("a-b_c.d").unwrap();
         let tp = TopicPartition::new(topic_id_of(3), u32::MAX);
+        let (group, page) = (GroupName::new("g.1").unwrap(), PageId::of(tp));
         for (key, subject) in [
             (keys.topic(&name), Subject::Topic(name)),
             (keys.partition(tp), Subject::Partition(tp)),
@@ -172,6 +223,8 @@ mod tests {
             (keys.producer_ids(), Subject::ProducerIds),
             (keys.broker(BrokerId::new(0)), Subject::Broker(BrokerId::new(0))),
             (keys.controller(), Subject::Controller),
+            (keys.group(&group), Subject::Group(group.clone())),
+            (keys.offsets_page(&group, page), Subject::Offsets(group.clone(), page)),
         ] {
             assert_eq!(keys.subject(&key), subject, "{key}");
         }
@@ -195,6 +248,10 @@ mod tests {
             format!("/corelog/prod-1/partitions/{id}/1/2"),
             "/corelog/prod-1/deleted/ABABABAB-abab-abab-abab-abababababab".to_owned(),
             "/corelog/prod-1/shadows/1".to_owned(),
+            "/corelog/prod-1/groups/a/b".to_owned(),
+            "/corelog/prod-1/offsets/a".to_owned(),
+            format!("/corelog/prod-1/offsets/a/{id}/7"),
+            format!("/corelog/prod-1/offsets/a/{id}/16/0"),
         ] {
             assert_eq!(keys.subject(&Key::new(key.clone())), Subject::Unknown, "{key}");
         }

@@ -26,10 +26,12 @@ use thiserror::Error;
 pub const TXN_OPS_MAX: usize = 128;
 /// The longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 1024;
-/// The largest value, in bytes. A transaction of the largest values still fits etcd's 1.5 MiB request.
-pub const VALUE_BYTES_MAX: usize = 8 << 10;
+/// The largest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// The keys and values that one transaction may put, in bytes: with its compares it fits etcd's 1.5 MiB request.
+pub const TXN_BYTES_MAX: usize = 5 << 18;
 
-const _: () = assert!(TXN_OPS_MAX * (VALUE_BYTES_MAX + KEY_BYTES_MAX) <= 3 << 19);
+const _: () = assert!(TXN_BYTES_MAX + TXN_OPS_MAX * KEY_BYTES_MAX <= 3 << 19);
 
 /// How many changes the store has seen. Moved by each transaction that changes something; decides who was first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -228,6 +230,28 @@ impl<V> Default for Txn<V> {
     }
 }
 
+impl Txn<Bytes> {
+    /// Checks all bounds that every store has. Stores call it before they look at anything else.
+    ///
+    /// # Errors
+    /// [`TxnRefusal`].
+    pub fn check_whole(&self) -> Result<(), TxnRefusal> {
+        self.check()?;
+        let mut whole = 0;
+        for op in &self.then {
+            let Op::Put { key, value, .. } = op else { continue };
+            if value.len() > VALUE_BYTES_MAX {
+                return Err(TxnRefusal::ValueTooLarge { key: key.clone(), bytes: value.len() });
+            }
+            whole += key.as_str().len() + value.len();
+        }
+        if whole > TXN_BYTES_MAX {
+            return Err(TxnRefusal::TooManyBytes { bytes: whole });
+        }
+        Ok(())
+    }
+}
+
 impl<V> Txn<V> {
     /// The same transaction with other values.
     ///
@@ -247,7 +271,7 @@ impl<V> Txn<V> {
         Ok(Txn { compares: self.compares, then, otherwise_reads: self.otherwise_reads })
     }
 
-    /// Checks the bounds that every store has. Stores call it before they look at anything else.
+    /// Checks the bounds that do not depend on how values are written.
     ///
     /// # Errors
     /// [`TxnRefusal`].
@@ -298,6 +322,12 @@ pub enum TxnRefusal {
         /// The key.
         key: Key,
         /// The value's length.
+        bytes: usize,
+    },
+    /// Keys and values of more than [`TXN_BYTES_MAX`] together.
+    #[error("a metadata transaction puts {bytes} bytes; at most {TXN_BYTES_MAX} are allowed")]
+    TooManyBytes {
+        /// How many there were.
         bytes: usize,
     },
     /// A key was put under a session that has ended: register again with a new one.

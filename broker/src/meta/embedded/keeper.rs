@@ -9,7 +9,6 @@ use std::path::Path;
 use bytes::Bytes;
 use corelog_core::meta::{
     Compacted, Event, Key, KeyValue, Op, Range, Revision, SessionId, Txn, TxnAnswer, TxnOutcome, TxnRefusal,
-    VALUE_BYTES_MAX,
 };
 use redb::{Database, ReadableDatabase as _, ReadableTable, Table};
 use tokio::sync::{broadcast, mpsc};
@@ -229,12 +228,9 @@ impl Keeper {
     }
 
     fn check(&self, txn: &Txn) -> Result<(), TxnRefusal> {
-        txn.check()?;
+        txn.check_whole()?;
         for op in &txn.then {
-            let Op::Put { key, value, session } = op else { continue };
-            if value.len() > VALUE_BYTES_MAX {
-                return Err(TxnRefusal::ValueTooLarge { key: key.clone(), bytes: value.len() });
-            }
+            let Op::Put { session, .. } = op else { continue };
             if let Some(session) = session.filter(|session| !self.sessions.contains(session)) {
                 return Err(TxnRefusal::SessionEnded { session });
             }

@@ -4,10 +4,10 @@ use super::world::{Broker, Client, batch, config, control_answer, fetch, frame, 
 use crate::net::NetConfig;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::Kind;
-use corelog_wire::ids::{Offset, ShardId};
+use corelog_wire::ids::{MemberEpoch, MemberId, Offset, ShardId};
 use corelog_wire::message::{
-    Acks, Answer, At, DeleteRecordsRequest, DeleteRecordsRow, InitProducerIdRequest, ListOffsetsRequest,
-    ListOffsetsRow, MetadataRequest, Request,
+    Acks, Answer, At, DeleteRecordsRequest, DeleteRecordsRow, GroupHeartbeatAnswer, GroupHeartbeatRequest,
+    InitProducerIdRequest, Leave, ListOffsetsRequest, ListOffsetsRow, MetadataRequest, Request,
 };
 use std::io::Write;
 
@@ -201,6 +201,36 @@ fn the_control_thread_answers_or_is_busy() {
     drop(broker.control.blocking_recv().unwrap());
     let (_, refusal) = client.refusal();
     assert!(refusal.code.is_retriable(), "{refusal:?}");
+}
+
+#[test]
+fn heartbeats_that_are_held_do_not_hold_up_their_connection() {
+    let mut broker = Broker::start(1, NetConfig { in_flight_max: 2, ..config() });
+    let mut client = broker.client();
+    let heartbeat = Request::GroupHeartbeat(GroupHeartbeatRequest {
+        group: "billing".to_owned(),
+        member: MemberId::new(1),
+        member_epoch: MemberEpoch::new(1),
+        leave: Leave::No,
+        max_wait_ms: 10_000,
+        owned: Vec::new(),
+        wishes: None,
+    });
+    let held: Vec<_> = [(); 3]
+        .map(|()| {
+            client.send(&heartbeat, &[]);
+            broker.groups.blocking_recv().unwrap()
+        })
+        .into();
+    client.send(&Request::Metadata(MetadataRequest { topics: None, auto_create: false }), &[]);
+    let asked = broker.control.blocking_recv().unwrap();
+    asked.reply.send(control_answer(&asked.request)).unwrap();
+    assert!(matches!(client.receive().answer, Answer::Metadata(_)));
+    let granted = GroupHeartbeatAnswer { member_epoch: MemberEpoch::new(2), granted: Vec::new() };
+    for asked in held {
+        asked.reply.send(Answer::GroupHeartbeat(granted.clone())).unwrap();
+        assert_eq!(client.receive().answer, Answer::GroupHeartbeat(granted.clone()));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! clients that are plain sockets.
 
 use crate::net::{
-    Answers, Cause, ControlRequest, FetchReady, FetchReadyRow, Inbox, Net, NetConfig, NetSnapshot,
+    Answers, Cause, ControlRequest, Doors, FetchReady, FetchReadyRow, Inbox, Net, NetConfig, NetSnapshot,
     PayloadSlice, Port, View, mesh,
 };
 use crate::rt;
@@ -218,6 +218,8 @@ pub(super) struct Broker {
     errands: Vec<mpsc::UnboundedSender<Errand>>,
     /// What asks the control thread; answered by tests that want to.
     pub(super) control: mpsc::Receiver<ControlRequest>,
+    /// What asks about groups.
+    pub(super) groups: mpsc::Receiver<ControlRequest>,
     pub(super) views: watch::Sender<Arc<View>>,
     running: Option<rt::Running>,
 }
@@ -232,6 +234,8 @@ impl Broker {
         let port = Port::take((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let address = port.address();
         let (control_in, control) = mpsc::channel(4);
+        let (groups_in, groups) = mpsc::channel(4);
+        let doors = Doors { control: control_in, groups: groups_in };
         let (views, view_out) = watch::channel(Arc::new(view(shards)));
         let config = Arc::new(config);
         let mut errands = Vec::new();
@@ -239,13 +243,13 @@ impl Broker {
         for (listener, endpoint) in port.share(shards).unwrap().into_iter().zip(mesh(shards, &config)) {
             let (sender, receiver) = mpsc::unbounded_channel::<Errand>();
             errands.push(sender);
-            let parts = (Arc::clone(&config), endpoint, control_in.clone(), view_out.clone());
+            let parts = (Arc::clone(&config), endpoint, doors.clone(), view_out.clone());
             work.push((parts, listener, receiver));
         }
         let options = rt::Options { pin: false, ..rt::Options::default() };
         let running = rt::start(&options, work, |context, (parts, listener, mut errands)| async move {
-            let (config, endpoint, control, views) = parts;
-            let net = Net::new(config, context.ring, endpoint, control, views);
+            let (config, endpoint, doors, views) = parts;
+            let net = Net::new(config, context.ring, endpoint, doors, views);
             let shard = Rc::new(FakeShard::new(net.answers()));
             net.serve(Rc::<FakeShard>::clone(&shard), listener);
             let core = Core { net, shard };
@@ -255,7 +259,7 @@ impl Broker {
             core.shard.release();
             core.net.drain(Duration::from_millis(200)).await;
         });
-        Self { address, errands, control, views, running: Some(running.unwrap()) }
+        Self { address, errands, control, groups, views, running: Some(running.unwrap()) }
     }
 
     /// Does something on a shard's executor and brings back what it says.

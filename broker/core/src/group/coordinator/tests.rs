@@ -1,11 +1,18 @@
 use super::*;
 use crate::group::Subscription;
+use crate::limits::OFFSETS_RETENTION;
 use corelog_wire::ids::TopicId;
 use corelog_wire::message::Assignor;
 
-const GROUP: &str = "billing";
 const SESSION: Duration = Duration::from_secs(2);
 const PARTITIONS: u32 = 6;
+
+const SETTINGS: CoordinatorSettings =
+    CoordinatorSettings { offset_interval: Duration::from_millis(10), offsets_retention: OFFSETS_RETENTION };
+
+fn group() -> GroupName {
+    GroupName::new("billing").unwrap()
+}
 
 fn tp(partition: u32) -> TopicPartition {
     TopicPartition::new(TopicId::from_bytes([1; 16]), partition)
@@ -22,11 +29,13 @@ fn info() -> MemberInfo {
         instance: None,
         subscription: Subscription { names, patterns: BTreeSet::new() },
         assignor: Assignor::Uniform,
+        client_name: String::new(),
     }
 }
 
-fn at(ms: u64) -> Instant {
-    Instant::from_nanos(ms * 1_000_000)
+fn at(ms: u64) -> Now {
+    let wall_ms = 1_700_000_000_000 + i64::try_from(ms).unwrap();
+    Now { instant: Instant::from_nanos(ms * 1_000_000), wall_ms }
 }
 
 fn committed(offset: u64) -> Committed {
@@ -61,9 +70,7 @@ struct Desk {
 
 impl Desk {
     fn new() -> Self {
-        let mut desk = Self { coordinator: Coordinator::new(Duration::from_millis(10)), now: 0, asked: 0 };
-        assert_eq!(desk.step(GroupInput::Topics(topics())), []);
-        desk
+        Self { coordinator: Coordinator::new(topics(), SETTINGS), now: 0, asked: 0 }
     }
 
     fn step(&mut self, input: GroupInput) -> Vec<GroupEffect> {
@@ -76,19 +83,20 @@ impl Desk {
     fn ask(&mut self, ask: Ask) -> (AskId, Vec<GroupEffect>) {
         self.asked += 1;
         let ask_id = AskId(self.asked);
-        let effects = self.step(GroupInput::Ask { ask_id, group: GROUP.to_owned(), ask });
+        let effects = self.step(GroupInput::Ask { ask_id, group: group(), ask });
         if matches!(effects[..], [GroupEffect::Load { .. }]) {
-            return (ask_id, self.loaded(Membership::default()));
+            return (ask_id, self.loaded(None));
         }
         (ask_id, effects)
     }
 
-    fn loaded(&mut self, membership: Membership) -> Vec<GroupEffect> {
-        self.step(GroupInput::Loaded { group: GROUP.to_owned(), membership, offsets: BTreeMap::new() })
+    fn loaded(&mut self, membership: Option<Membership>) -> Vec<GroupEffect> {
+        let stored = membership.map(|membership| StoredGroup { membership, offsets: BTreeMap::new() });
+        self.step(GroupInput::Loaded { group: group(), stored })
     }
 
     fn stored(&mut self, done: bool) -> Vec<GroupEffect> {
-        self.step(GroupInput::Stored { group: GROUP.to_owned(), done })
+        self.step(GroupInput::Stored { group: group(), done })
     }
 
     fn tick_at(&mut self, ms: u64) -> Vec<GroupEffect> {
@@ -124,9 +132,9 @@ fn unavailable(ask_id: AskId) -> GroupEffect {
 #[test]
 fn nobody_is_answered_before_the_store_has_it() {
     let mut desk = Desk::new();
-    let ask = GroupInput::Ask { ask_id: AskId(1), group: GROUP.to_owned(), ask: join(1) };
-    assert_eq!(desk.step(ask), [GroupEffect::Load { group: GROUP.to_owned() }]);
-    let effects = desk.loaded(Membership::default());
+    let ask = GroupInput::Ask { ask_id: AskId(1), group: group(), ask: join(1) };
+    assert_eq!(desk.step(ask), [GroupEffect::Load { group: group() }]);
+    let effects = desk.loaded(None);
     assert!(matches!(effects[..], [GroupEffect::Store { .. }]), "{effects:?}");
     let effects = desk.stored(true);
     let [GroupEffect::Reply { reply, .. }] = &effects[..] else { panic!("{effects:?}") };
@@ -149,11 +157,11 @@ fn a_change_that_may_not_have_happened_is_not_answered_as_done() {
     let mut desk = Desk::new();
     let (first, _) = desk.ask(join(1));
     let (second, _) = desk.ask(join(2));
-    assert_eq!(desk.stored(false), [unavailable(first), GroupEffect::Load { group: GROUP.to_owned() }]);
+    assert_eq!(desk.stored(false), [unavailable(first), GroupEffect::Load { group: group() }]);
     // It did happen, as the store says when it is read again.
     let mut membership = Membership::default();
     membership.join(MemberId::new(1), info(), &topics()).unwrap();
-    desk.loaded(membership);
+    desk.loaded(Some(membership));
     let replies = desk.stored(true);
     let reply = replies.into_iter().find_map(|effect| of(second, effect)).unwrap();
     assert_eq!(granted(&reply).1, [0; 0], "all partitions are with the first member");
@@ -207,11 +215,7 @@ fn a_silent_member_loses_what_it_has_when_its_session_ends() {
     let (late, effects) = desk.ask(heartbeat(1, epoch, &all, 0));
     let unknown = GroupReply::Refused(MemberRefusal::UnknownMember.into());
     assert_eq!(effects, [GroupEffect::Reply { ask_id: late, reply: unknown }]);
-    assert_eq!(
-        desk.coordinator.groups().count(),
-        0,
-        "nothing is kept of a group without members and offsets"
-    );
+    assert_eq!(desk.coordinator.len(), 0, "nothing is kept of a group without members and offsets");
 }
 
 #[test]
@@ -234,10 +238,11 @@ fn offsets_are_stored_together_and_not_more_often_than_the_interval_says() {
     assert_eq!(effects, []);
     assert_eq!(desk.tick_at(9), []);
     let effects = desk.tick_at(10);
-    let [GroupEffect::Store { offsets, membership: Some(_), .. }] = &effects[..] else {
+    let [GroupEffect::Store { pages, change: Change::Put(_), .. }] = &effects[..] else {
         panic!("{effects:?}")
     };
-    assert_eq!(*offsets, BTreeMap::from([(tp(0), committed(7)), (tp(1), committed(8))]));
+    let page = BTreeMap::from([(0, committed(7)), (1, committed(8))]);
+    assert_eq!(*pages, BTreeMap::from([(PageId::of(tp(0)), page)]));
     let replies = desk.stored(true);
     let read = replies.iter().cloned().find_map(|effect| of(reading, effect)).unwrap();
     assert_eq!(read, GroupReply::Offsets(BTreeMap::from([(tp(0), committed(7)), (tp(1), committed(8))])));
@@ -253,7 +258,7 @@ fn a_commit_of_a_former_holder_is_refused_and_stores_nothing() {
     let [GroupEffect::Reply { reply, .. }] = &effects[..] else { panic!("{effects:?}") };
     let (now, left) = granted(reply);
     desk.through(heartbeat(1, now, &left, 0));
-    let refused = Err(MemberRefusal::NotHolder { tp: tp(5) });
+    let refused = Err(MemberRefusal::NotHolder { tp: tp(5) }.into());
     let (ask_id, effects) = desk.ask(commit(1, epoch, 5, 99));
     let reply = GroupReply::Committed(vec![(tp(5), refused)]);
     assert_eq!(effects, [GroupEffect::Reply { ask_id, reply }]);
@@ -281,6 +286,108 @@ fn commits_from_outside_need_an_empty_group_and_may_go_back() {
         panic!("{effects:?}")
     };
     assert_eq!(offsets[&tp(0)], committed(4));
+}
+
+#[test]
+fn a_group_without_members_can_be_deleted_and_begun_again() {
+    let mut desk = Desk::new();
+    let (epoch, _) = granted(&desk.through(join(1)));
+    desk.through(commit(1, epoch, 0, 9));
+    let delete = || Ask::Delete { topic: None };
+    let (ask_id, effects) = desk.ask(delete());
+    assert_eq!(effects, [refused(ask_id, GroupRefusal::NotEmpty)]);
+    desk.through(Ask::Leave { member: MemberId::new(1), away: false });
+
+    // What is asked after the deletion is not lost with it.
+    let (gone, effects) = desk.ask(delete());
+    let [GroupEffect::Store { change: Change::Delete, pages, .. }] = &effects[..] else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(*pages, BTreeMap::from([(PageId::of(tp(0)), BTreeMap::new())]));
+    let (joined, _) = desk.ask(join(2));
+    let effects = desk.stored(true);
+    assert_eq!(effects[0], GroupEffect::Reply { ask_id: gone, reply: GroupReply::Deleted });
+    let reply = desk.stored(true).into_iter().find_map(|effect| of(joined, effect)).unwrap();
+    assert_eq!(granted(&reply), (1, (0..PARTITIONS).collect()));
+    desk.through(Ask::Leave { member: MemberId::new(2), away: false });
+    assert_eq!(desk.coordinator.groups.len(), 0);
+
+    let (ask_id, effects) = desk.ask(delete());
+    assert_eq!(effects, [refused(ask_id, GroupRefusal::UnknownGroup)]);
+    assert_eq!(desk.coordinator.groups.len(), 0, "a question does not make a group");
+}
+
+#[test]
+fn what_is_asked_together_with_a_deletion_is_done_after_it() {
+    let mut desk = Desk::new();
+    let outside = |offset| Ask::Commit { member: None, offsets: vec![(tp(0), committed(offset))] };
+    desk.through(outside(5));
+    // A change is on its way, so that the next two wait for each other.
+    desk.now = 20;
+    desk.ask(outside(6));
+    desk.ask(Ask::Delete { topic: None });
+    let (commit, _) = desk.ask(outside(7));
+    assert!(
+        desk.stored(true)
+            .iter()
+            .any(|effect| matches!(effect, GroupEffect::Store { change: Change::Delete, .. }))
+    );
+    desk.stored(true);
+    assert!(matches!(desk.tick_at(30)[..], [GroupEffect::Store { change: Change::Put(_), .. }]));
+    let reply = desk.stored(true).into_iter().find_map(|effect| of(commit, effect)).unwrap();
+    assert_eq!(reply, GroupReply::Committed(vec![(tp(0), Ok(()))]));
+    let (_, offsets) = desk.coordinator.group(&group()).unwrap();
+    assert_eq!(offsets[&tp(0)], committed(7));
+}
+
+#[test]
+fn offsets_of_one_topic_are_deleted_alone() {
+    let mut desk = Desk::new();
+    let offsets = vec![(tp(0), committed(5)), (tp(5), committed(6))];
+    desk.through(Ask::Commit { member: None, offsets });
+    let other = Some(TopicId::from_bytes([2; 16]));
+    let (ask_id, effects) = desk.ask(Ask::Delete { topic: other });
+    assert_eq!(effects, [refused(ask_id, GroupRefusal::UnknownGroup)]);
+    assert_eq!(desk.through(Ask::Delete { topic: Some(tp(0).topic) }), GroupReply::Deleted);
+    assert!(desk.coordinator.group(&group()).is_none(), "nothing is left of it");
+}
+
+#[test]
+fn offsets_of_a_topic_go_with_it_and_those_of_no_partition_are_refused() {
+    let mut desk = Desk::new();
+    let nowhere = TopicPartition::new(TopicId::from_bytes([2; 16]), 0);
+    let offsets = vec![(tp(0), committed(5)), (tp(PARTITIONS), committed(5)), (nowhere, committed(5))];
+    let GroupReply::Committed(rows) = desk.through(Ask::Commit { member: None, offsets }) else { panic!() };
+    let results: Vec<_> = rows.into_iter().map(|(_, result)| result).collect();
+    let refusals = [
+        Ok(()),
+        Err(CommitRefusal::UnknownPartition(tp(PARTITIONS))),
+        Err(CommitRefusal::UnknownTopic(nowhere.topic)),
+    ];
+    assert_eq!(results, refusals);
+    let effects = desk.step(GroupInput::Topics(Topics::new()));
+    assert!(matches!(effects[..], [GroupEffect::Store { change: Change::Delete, .. }]), "{effects:?}");
+}
+
+#[test]
+fn offsets_of_a_group_that_nobody_uses_expire_and_a_commit_prolongs_them() {
+    let mut desk = Desk::new();
+    let day = 24 * 3_600_000;
+    let outside = |offset| Ask::Commit { member: None, offsets: vec![(tp(0), committed(offset))] };
+    desk.through(outside(5));
+    desk.now = 5 * day;
+    desk.through(outside(6));
+    assert_eq!(desk.tick_at(12 * day - 1), []);
+    // Another coordinator goes by the same time.
+    let (membership, offsets) = desk.coordinator.group(&group()).unwrap();
+    let stored = Some(StoredGroup { membership: membership.clone(), offsets: offsets.clone() });
+    desk.coordinator = Coordinator::new(topics(), SETTINGS);
+    assert_eq!(desk.step(GroupInput::Loaded { group: group(), stored }), []);
+    assert_eq!(desk.coordinator.next_tick(), Some(at(12 * day).instant));
+    let effects = desk.tick_at(12 * day);
+    assert!(matches!(effects[..], [GroupEffect::Store { change: Change::Delete, .. }]), "{effects:?}");
+    desk.stored(true);
+    assert_eq!((desk.coordinator.groups.len(), desk.coordinator.next_tick()), (0, None));
 }
 
 mod weather;

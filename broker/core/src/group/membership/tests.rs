@@ -1,4 +1,5 @@
 use super::*;
+use std::time::Duration;
 
 fn topic(number: u8) -> TopicId {
     TopicId::from_bytes([number; 16])
@@ -27,6 +28,7 @@ fn nothing() -> MemberInfo {
         instance: None,
         subscription: Subscription::default(),
         assignor: Assignor::Uniform,
+        client_name: String::new(),
     }
 }
 
@@ -163,11 +165,11 @@ fn new_partitions_are_given_and_those_of_a_deleted_topic_are_let_go_of() {
     let mut group = Membership::default();
     group.join(id(1), info(), &Topics::new()).unwrap();
     assert_eq!(granted(&group, 1).1, [0; 0]);
-    group.topics_changed(&topics(2));
+    group.topics_changed(&topics(2)).unwrap();
     assert_eq!(granted(&group, 1).1, [0, 1]);
-    group.topics_changed(&topics(3));
+    group.topics_changed(&topics(3)).unwrap();
     assert_eq!(granted(&group, 1).1, [0, 1, 2]);
-    group.topics_changed(&Topics::new());
+    group.topics_changed(&Topics::new()).unwrap();
     let (epoch, left) = granted(&group, 1);
     assert_eq!(left, [0; 0]);
     group.heard(id(1), epoch, &set(&[])).unwrap();
@@ -245,7 +247,7 @@ impl Weather {
             2 if self.partitions < 12 => {
                 self.partitions += 1;
                 let topics = self.topics();
-                self.group.topics_changed(&topics);
+                self.group.topics_changed(&topics).unwrap();
             }
             3..=6 => self.any_client().into_iter().for_each(|member| self.speak(member)),
             _ => self.hear(),

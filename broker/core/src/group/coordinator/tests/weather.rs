@@ -24,8 +24,8 @@ enum Event {
     /// A change reaches the store; whether it is confirmed there is drawn then.
     Write {
         life: u64,
-        membership: Option<Membership>,
-        offsets: BTreeMap<TopicPartition, Committed>,
+        change: Change,
+        pages: BTreeMap<PageId, BTreeMap<u32, Committed>>,
     },
     Written {
         life: u64,
@@ -67,7 +67,11 @@ struct Weather {
     asks: u64,
     members: u128,
     clients: Vec<Client>,
-    stored: (Membership, BTreeMap<TopicPartition, Committed>),
+    stored: Option<StoredGroup>,
+    /// One time in so many somebody comes.
+    come_seldom: u64,
+    /// How often the group went.
+    deletions: u64,
 }
 
 impl Weather {
@@ -78,16 +82,18 @@ impl Weather {
             calm: false,
             calendar: BTreeMap::new(),
             events: 0,
-            coordinator: Coordinator::new(Duration::from_millis(10)),
+            coordinator: Coordinator::new(topics(), SETTINGS),
             life: 0,
             asks: 0,
             members: 0,
             clients: Vec::new(),
-            stored: (Membership::default(), BTreeMap::new()),
+            stored: None,
+            come_seldom: if seed.is_multiple_of(3) { 500 } else { 100 },
+            deletions: 0,
         };
         weather.start();
         weather.plan(1, Event::Tick);
-        for _ in 0..3 {
+        for _ in 0..if seed.is_multiple_of(3) { 1 } else { 3 } {
             weather.come();
         }
         weather
@@ -115,8 +121,7 @@ impl Weather {
 
     fn start(&mut self) {
         self.life += 1;
-        self.coordinator = Coordinator::new(Duration::from_millis(10));
-        self.tell(GroupInput::Topics(topics()));
+        self.coordinator = Coordinator::new(topics(), SETTINGS);
         self.read();
     }
 
@@ -133,9 +138,9 @@ impl Weather {
         for effect in out {
             match effect {
                 GroupEffect::Load { .. } => self.plan(3, Event::Read { life }),
-                GroupEffect::Store { membership, offsets, .. } => {
+                GroupEffect::Store { change, pages, .. } => {
                     let after = self.draw(20);
-                    self.plan(after, Event::Write { life, membership, offsets });
+                    self.plan(after, Event::Write { life, change, pages });
                 }
                 GroupEffect::Reply { ask_id, reply } => {
                     if let Some(after) = self.way() {
@@ -147,26 +152,32 @@ impl Weather {
     }
 
     fn read(&mut self) {
-        let (membership, offsets) = self.stored.clone();
-        self.tell(GroupInput::Loaded { group: GROUP.to_owned(), membership, offsets });
+        let stored = self.stored.clone();
+        self.tell(GroupInput::Loaded { group: group(), stored });
     }
 
     /// The store takes a change if its coordinator still has the claim.
-    fn write(
-        &mut self,
-        life: u64,
-        membership: Option<Membership>,
-        offsets: BTreeMap<TopicPartition, Committed>,
-    ) {
+    fn write(&mut self, life: u64, change: &Change, pages: BTreeMap<PageId, BTreeMap<u32, Committed>>) {
         let luck = if self.calm { 9 } else { self.draw(20) };
         let done = life == self.life && luck > 0;
         if done {
-            for (tp, next) in &offsets {
-                let before = self.stored.1.get(tp).map_or(0, |committed| committed.offset.get());
-                assert!(next.offset.get() >= before, "what was committed in partition {} fell", tp.partition);
+            let mut stored = self.stored.take().unwrap_or_default();
+            for (page, rows) in pages {
+                for (&partition, next) in &rows {
+                    let before =
+                        stored.offsets.get(&tp(partition)).map_or(0, |committed| committed.offset.get());
+                    assert!(next.offset.get() >= before, "what was committed in partition {partition} fell");
+                }
+                stored.offsets.retain(|tp, _| PageId::of(*tp) != page);
+                let places = rows.into_iter().map(|(partition, row)| (tp(partition), row));
+                stored.offsets.extend(places);
             }
-            self.stored.0 = membership.unwrap_or_else(|| self.stored.0.clone());
-            self.stored.1.extend(offsets);
+            if let Change::Put(membership) = change {
+                // As it is written, and read again.
+                stored.membership = Membership::restore(membership.record()).unwrap();
+            }
+            self.stored = Some(stored).filter(|_| *change != Change::Delete);
+            self.deletions += u64::from(self.stored.is_none());
         }
         self.plan(1, Event::Written { life, done: done && luck > 1 });
     }
@@ -230,7 +241,7 @@ impl Weather {
                 self.members += 1;
                 *client = Client { member: members + 1, ..Client::default() };
             }
-            GroupReply::Committed(_) | GroupReply::Left | GroupReply::Refused(_) => {}
+            GroupReply::Committed(_) | GroupReply::Left | GroupReply::Deleted | GroupReply::Refused(_) => {}
         }
         self.check();
     }
@@ -250,11 +261,11 @@ impl Weather {
             self.now = now;
             match event {
                 Event::Arrive { life, ask_id, ask } if life == self.life => {
-                    self.tell(GroupInput::Ask { ask_id, group: GROUP.to_owned(), ask });
+                    self.tell(GroupInput::Ask { ask_id, group: group(), ask });
                 }
-                Event::Write { life, membership, offsets } => self.write(life, membership, offsets),
+                Event::Write { life, change, pages } => self.write(life, &change, pages),
                 Event::Written { life, done } if life == self.life => {
-                    self.tell(GroupInput::Stored { group: GROUP.to_owned(), done });
+                    self.tell(GroupInput::Stored { group: group(), done });
                 }
                 Event::Read { life } if life == self.life => self.read(),
                 Event::Arrive { .. } | Event::Written { .. } | Event::Read { .. } => {}
@@ -266,7 +277,12 @@ impl Weather {
                     if !self.calm && self.draw(400) == 0 {
                         self.start();
                     }
-                    if !self.calm && self.clients.len() < 12 && self.draw(100) == 0 {
+                    if !self.calm && self.draw(100) == 0 {
+                        self.asks += 1;
+                        let (ask_id, ask) = (AskId(self.asks), Ask::Delete { topic: None });
+                        self.tell(GroupInput::Ask { ask_id, group: group(), ask });
+                    }
+                    if !self.calm && self.clients.len() < 12 && self.draw(self.come_seldom) == 0 {
                         self.come();
                     }
                 }
@@ -276,7 +292,8 @@ impl Weather {
 
     /// Every partition is worked on, evenly, by those who are left, and all of them get on.
     fn check_calm(&mut self, end: u64) {
-        let before = self.stored.1.clone();
+        let offsets = |weather: &Self| weather.stored.clone().unwrap_or_default().offsets;
+        let before = offsets(self);
         self.run_until(end);
         let alive: Vec<&Client> = self.clients.iter().filter(|client| !client.dead).collect();
         if alive.is_empty() {
@@ -286,8 +303,9 @@ impl Weather {
         let spread = loads.iter().max().unwrap() - loads.iter().min().unwrap();
         assert!(spread <= 1, "{loads:?}");
         assert_eq!(loads.iter().sum::<usize>(), usize::try_from(PARTITIONS).unwrap());
+        let after = offsets(self);
         for partition in 0..PARTITIONS {
-            let now = self.stored.1[&tp(partition)].offset;
+            let now = after[&tp(partition)].offset;
             let stuck = before.get(&tp(partition)).is_some_and(|before| before.offset >= now);
             assert!(!stuck, "nobody gets on with partition {partition}");
         }
@@ -325,11 +343,14 @@ fn commit_of(client: &Client) -> Ask {
 
 #[test]
 fn a_group_in_bad_weather_works_on_everything_once_and_gets_on_when_it_calms() {
+    let mut deletions = 0;
     for seed in 0..300 {
         let mut weather = Weather::new(seed);
         weather.run_until(10_000);
         weather.calm = true;
         weather.run_until(17_000);
         weather.check_calm(30_000);
+        deletions += weather.deletions;
     }
+    assert!(deletions > 10, "the group went {deletions} times only");
 }
