@@ -1,4 +1,4 @@
-//! Administration: topics, offsets, retention by hand.
+//! Administration: topics, offsets, retention by hand. That of groups is in `groups`.
 //!
 //! Each call is one request to any broker, but those about offsets, which go to the partitions' leaders.
 
@@ -97,13 +97,13 @@ pub struct ListedOffset {
 /// Administration.
 #[derive(Clone)]
 pub struct Admin {
-    client: Client,
+    pub(crate) client: Client,
 }
 
 /// Rows in one request: a quarter of what a broker takes.
 const ROWS_MAX: usize = 1024;
 
-fn unexpected() -> Error {
+pub(crate) fn unexpected() -> Error {
     Error::protocol("an answer of another kind")
 }
 

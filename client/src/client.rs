@@ -11,6 +11,7 @@ use corelog_wire::message::{Answer, MetadataRequest, Request};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::admin::Admin;
+use crate::consumer::ConsumerBuilder;
 use crate::core::{Backoff, Call, Effect, Input, Outgoing, Question, Target};
 use crate::driver::{Cell, Driver, Job, Pool, Runtime};
 use crate::error::{Error, Result};
@@ -148,6 +149,11 @@ impl Client {
     /// To read all partitions of a topic.
     pub fn topic_reader(&self, topic: &str) -> ReaderBuilder {
         ReaderBuilder::new(self.clone(), topic)
+    }
+
+    /// To read topics as a member of a consumer group.
+    pub fn consumer(&self, group: &str) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.clone(), group)
     }
 
     /// Asks until there is an answer that is not a refusal, or the deadline.

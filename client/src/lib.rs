@@ -1,4 +1,4 @@
-//! The Corelog client library: producers, readers and administration.
+//! The Corelog client library: producers, readers, consumers of groups and administration.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tokio")]
@@ -32,10 +32,14 @@ mod admin;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 mod client;
 mod codec;
+#[cfg(any(feature = "tokio", feature = "glommio"))]
+mod consumer;
 pub mod core;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 pub mod driver;
 mod error;
+#[cfg(any(feature = "tokio", feature = "glommio"))]
+mod groups;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 mod producer;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
@@ -46,15 +50,24 @@ pub use self::admin::{Admin, ListedOffset, NewTopic, TopicChange, TopicDescripti
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 pub use self::client::{Client, ClientBuilder};
 pub use self::codec::BODY_BYTES_MAX;
+#[cfg(any(feature = "tokio", feature = "glommio"))]
+pub use self::consumer::{Consumer, ConsumerBuilder};
 pub use self::core::{
-    Batch, BatchRecords, Partitioner, Record, RecordRef, RecordView, Start, Topic, partition_of_key,
+    Batch, BatchRecords, CommitMode, Partitioner, Progress, Record, RecordRef, RecordView, Share, Start,
+    Taken, Topic, partition_of_key,
 };
 pub use self::error::{Error, ErrorKind, Result};
+#[cfg(any(feature = "tokio", feature = "glommio"))]
+pub use self::groups::{GroupDescription, ResetPlan, ResetRow, ResetTo};
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 pub use self::producer::{Delivery, Producer, ProducerBuilder, Ticket};
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 pub use self::reader::{ConsumedRecord, Reader, ReaderBuilder, RecordStream};
 pub use corelog_wire::batch::Compression;
 pub use corelog_wire::error::ErrorCode;
-pub use corelog_wire::message::{Acks, PartitionDescription, TopicSetting};
+pub use corelog_wire::ids::MemberId;
+pub use corelog_wire::message::{
+    Acks, Assignor, GroupLag, GroupPartition, ListedGroup, MemberDescription, MemberWishes,
+    PartitionDescription, TopicSetting,
+};
 pub use corelog_wire::records::RecordHeader;

@@ -14,7 +14,7 @@ use corelog_wire::records::RecordHeader;
 use tokio::sync::Notify;
 
 use crate::client::{Client, seed};
-use crate::core::{Batch, Effect, Input, Outgoing, Reader as Machine, ReaderConfig, Start};
+use crate::core::{Batch, Effect, Input, Outgoing, Partitions, Reader as Machine, ReaderConfig, Start};
 use crate::driver::{Cell, Job};
 use crate::error::{Error, Result};
 
@@ -39,7 +39,7 @@ impl ReaderBuilder {
 
     /// Only these partitions.
     pub fn partitions(self, partitions: impl IntoIterator<Item = u32>) -> Self {
-        self.with(|config| config.partitions = Some(partitions.into_iter().collect()))
+        self.with(|config| config.partitions = Partitions::Only(partitions.into_iter().collect()))
     }
 
     /// Where to begin in each partition: with the earliest record unless said otherwise.

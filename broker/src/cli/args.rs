@@ -1,10 +1,12 @@
 //! The arguments of every command, as clap reads them.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use corelog_client::{Acks, Compression, Start};
+use corelog_core::topic::quantity::parse_millis;
 
 /// A distributed commit log: the broker and its tools.
 #[derive(Debug, Parser)]
@@ -34,6 +36,8 @@ pub(super) enum Command {
     Serve(ServeArgs),
     /// Create, list, describe, alter and delete topics.
     Topic(TopicArgs),
+    /// List, describe, reset and delete consumer groups.
+    Group(GroupArgs),
     /// Write records to a topic, from a file or standard input.
     Produce(ProduceArgs),
     /// Read records of a topic to standard output.
@@ -154,6 +158,52 @@ pub(super) enum TopicCommand {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct GroupArgs {
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+    #[command(subcommand)]
+    pub(super) command: GroupCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GroupCommand {
+    /// List all groups.
+    List,
+    /// Show a group's members, and how far it is in each partition.
+    Describe {
+        /// Its name.
+        name: String,
+    },
+    /// Move a group's offsets in a topic. Without --execute it only shows what would change.
+    Reset {
+        /// The group; it must not have members.
+        name: String,
+        /// The topic.
+        topic: String,
+        /// Only this partition. May be given again.
+        #[arg(long, value_name = "N")]
+        partition: Vec<u32>,
+        /// Where to: earliest, latest, an offset, or a time as 2026-11-21T10:00:00Z.
+        #[arg(long, value_name = "PLACE", value_parser = parse_start, required_unless_present = "shift")]
+        to: Option<Start>,
+        /// So many records forward, or back if negative.
+        #[arg(long, value_name = "RECORDS", allow_negative_numbers = true, conflicts_with = "to")]
+        shift: Option<i64>,
+        /// Do it.
+        #[arg(long)]
+        execute: bool,
+    },
+    /// Delete a group without members, or only its offsets of a topic.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Only its offsets of this topic.
+        #[arg(long)]
+        topic: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
 pub(super) struct ProduceArgs {
     #[command(flatten)]
     pub(super) client: ClientArgs,
@@ -194,10 +244,21 @@ pub(super) struct ConsumeArgs {
     pub(super) client: ClientArgs,
     /// The topic.
     pub(super) topic: String,
+    /// Read as a member of this consumer group: its members share the partitions, and it goes on where it stopped. Records
+    /// count as done when they are written out.
+    #[arg(long, value_name = "GROUP", conflicts_with = "partition")]
+    pub(super) group: Option<String>,
+    /// A name for this member that outlives the command: started again within the session timeout, it has the partitions
+    /// it had.
+    #[arg(long, value_name = "NAME", requires = "group")]
+    pub(super) instance: Option<String>,
+    /// How long the group waits for this member when nothing is heard of it, as 10s.
+    #[arg(long, value_name = "TIME", requires = "group", default_value = "10s", value_parser = parse_duration)]
+    pub(super) session_timeout: Duration,
     /// Only this partition.
     #[arg(long)]
     pub(super) partition: Option<u32>,
-    /// Where to begin: earliest, latest, an offset, or a time as 2026-11-21T10:00:00Z.
+    /// Where to begin, in a group only where it has not read yet: earliest, latest, an offset, or a time as 2026-11-21T10:00:00Z.
     #[arg(long, default_value = "earliest", value_name = "PLACE", value_parser = parse_start)]
     pub(super) from: Start,
     /// Stop at the records that are there now, instead of waiting for more.
@@ -274,6 +335,10 @@ fn parse_separator(text: &str) -> Result<String, String> {
     } else {
         Ok(text.to_owned())
     }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    parse_millis(text).map(Duration::from_millis).map_err(|error| error.to_string())
 }
 
 fn parse_start(text: &str) -> Result<Start, String> {

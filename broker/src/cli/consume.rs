@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::time::Duration;
 
-use corelog_client::{Batch, Client, Reader, Start};
+use corelog_client::{Batch, Client, Consumer, Progress as Place, Reader, Share, Start};
 
 use super::args::ConsumeArgs;
 use super::failure::Failure;
@@ -16,6 +17,8 @@ use super::{Interrupts, OutputFormat, connect};
 
 /// What is gathered before it is written.
 const OUT_BYTES: usize = 1 << 20;
+/// A member that has got nothing for so long looks whether it has read all.
+const END_LOOK: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), Failure> {
     let format = match (output, &args.format) {
@@ -30,6 +33,9 @@ pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), F
         return Ok(());
     }
     let client = connect(&args.client).await?;
+    if let Some(group) = &args.group {
+        return as_member(&client, group, &args, format, output).await;
+    }
     let ends = if args.until_end { Some(ends(&client, &args).await?) } else { None };
     if ends.as_ref().is_some_and(BTreeMap::is_empty) {
         return Ok(());
@@ -42,7 +48,7 @@ pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), F
     let stdout = io::stdout();
     let progress = Progress::new(None, output, stdout.is_terminal());
     let out = BufWriter::with_capacity(OUT_BYTES, stdout);
-    let mut job = Job { format, ends, remaining: args.count, out, progress };
+    let mut job = Job { format, ends, written: 0, remaining: args.count, out, progress };
     let mut interrupts = Interrupts::new();
     let copied = tokio::select! {
         copied = job.copy(&reader) => copied,
@@ -52,6 +58,39 @@ pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), F
     reader.close();
     copied?;
     flushed?;
+    job.progress.finish("read");
+    Ok(())
+}
+
+/// Reads as a member of a group. A batch counts as done when it was written out and the next is asked for.
+async fn as_member(
+    client: &Client,
+    group: &str,
+    args: &ConsumeArgs,
+    format: Format,
+    output: OutputFormat,
+) -> Result<(), Failure> {
+    let builder = client.consumer(group).topics([args.topic.as_str()]).from(args.from);
+    let builder = builder.session_timeout(args.session_timeout);
+    let consumer = match &args.instance {
+        Some(instance) => builder.instance(instance).build()?,
+        None => builder.build()?,
+    };
+    let stdout = io::stdout();
+    let progress = Progress::new(None, output, stdout.is_terminal());
+    let out = BufWriter::with_capacity(OUT_BYTES, stdout);
+    let mut job = Job { format, ends: None, written: 0, remaining: args.count, out, progress };
+    let mut interrupts = Interrupts::new();
+    let copied = tokio::select! {
+        copied = job.share(&consumer, args.until_end) => copied,
+        interrupt = interrupts.next() => Err(interrupt),
+    };
+    match &copied {
+        // Whatever was taken has been written: there is nothing to wait for between the two.
+        Ok(()) | Err(Failure::Interrupted) => consumer.close().await,
+        Err(_) => consumer.leave().await,
+    }
+    copied?;
     job.progress.finish("read");
     Ok(())
 }
@@ -76,10 +115,18 @@ async fn ends(client: &Client, args: &ConsumeArgs) -> Result<BTreeMap<u32, u64>,
     Ok(pairs.map(|(_, end)| (end.partition, end.offset)).collect())
 }
 
+/// Whether a member has partitions, and nothing more to read in them now.
+fn has_read_all(consumer: &Consumer) -> bool {
+    let shares = consumer.partitions();
+    !shares.is_empty() && shares.iter().all(|share| consumer.lag(share) == Some(0))
+}
+
 struct Job<W: Write> {
     format: Format,
     /// The partitions that have not been read to their end, if there is one.
     ends: Option<BTreeMap<u32, u64>>,
+    /// Records of the last batch that were written.
+    written: usize,
     /// Records still to be written, if they are counted.
     remaining: Option<u64>,
     out: BufWriter<W>,
@@ -111,6 +158,33 @@ impl<W: Write> Job<W> {
         }
     }
 
+    async fn share(&mut self, consumer: &Consumer, until_end: bool) -> Result<(), Failure> {
+        loop {
+            let taken = tokio::time::timeout(END_LOOK, consumer.next()).await;
+            let Ok(taken) = taken else {
+                if until_end && has_read_all(consumer) {
+                    return Ok(());
+                }
+                continue;
+            };
+            let Some(batch) = taken? else { return Ok(()) };
+            let written = self.write(&batch).and_then(|()| self.out.flush());
+            written.map_err(|error| Failure::output(&error))?;
+            if self.remaining == Some(0) {
+                return self.stop_within(consumer, &batch).await;
+            }
+        }
+    }
+
+    /// Leaves the records of a batch that were not written to whoever reads next.
+    async fn stop_within(&self, consumer: &Consumer, batch: &Batch) -> Result<(), Failure> {
+        let share = Share { topic: batch.topic().clone(), partition: batch.partition() };
+        let Some(next) = batch.iter().nth(self.written).map(|record| record.offset()) else { return Ok(()) };
+        consumer.seek(&share, Start::Offset(next))?;
+        consumer.commit_offsets(vec![(share, Place::at(next))]).await?;
+        Ok(())
+    }
+
     fn write(&mut self, batch: &Batch) -> io::Result<()> {
         let end = match &self.ends {
             None => u64::MAX,
@@ -127,6 +201,7 @@ impl<W: Write> Job<W> {
             records += 1;
             self.remaining = self.remaining.map(|remaining| remaining - 1);
         }
+        self.written = usize::try_from(records).unwrap_or(usize::MAX);
         self.progress.add(bytes, records);
         Ok(())
     }

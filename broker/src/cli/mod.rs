@@ -9,9 +9,11 @@ mod args;
 mod consume;
 mod failure;
 mod format;
+mod group;
 mod input;
 mod produce;
 mod progress;
+mod table;
 mod topic;
 
 use std::ffi::OsString;
@@ -55,6 +57,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, server: &Server) -> ExitCod
             ended(output, print(&script))
         }
         Command::Topic(args) => client_command(output, topic::run(args, output)),
+        Command::Group(args) => client_command(output, group::run(args, output)),
         Command::Produce(args) => client_command(output, produce::run(args, output)),
         Command::Consume(args) => client_command(output, consume::run(args, output)),
     }

@@ -4,11 +4,12 @@
 //! but [`Random`]'s, no thread, no socket. It refuses to know runtimes.
 //!
 //! The machines: [`Connection`] turns bytes into answers; [`Producer`] and [`Reader`] turn records into requests and
-//! answers into records. Producer and reader say where a request goes ([`Target`]) and get its answer by its
-//! [`RequestId`].
+//! answers into records; [`Consumer`] is a member of a group, and has readers. They say where a request goes
+//! ([`Target`]) and get its answer by its [`RequestId`].
 
 mod call;
 mod connection;
+mod consumer;
 mod metadata;
 mod partitioner;
 mod producer;
@@ -23,13 +24,18 @@ use corelog_wire::message::{Answer, Request};
 
 pub use self::call::{Call, Question};
 pub use self::connection::{Connection, Effect as ConnectionEffect, Input as ConnectionInput, Submission};
+pub use self::consumer::{
+    CommitId, CommitMode, Consumer, ConsumerConfig, ConsumerEvent, Progress, Share, Taken,
+};
 pub use self::metadata::{Destination, Place, Target, Topic, addresses, topic_of};
 pub use self::partitioner::{Choice, Partitioner, partition_of_key};
 pub use self::producer::{
     AppendRefusal, Appended, Delivered, Identity, Producer, ProducerConfig, ProducerEvent,
 };
 pub use self::random::{Backoff, Random};
-pub use self::reader::{Batch, BatchRecords, Reader, ReaderConfig, ReaderEvent, RecordView, Start};
+pub use self::reader::{
+    Batch, BatchRecords, Partitions, Reader, ReaderConfig, ReaderEvent, RecordView, Start,
+};
 pub use self::record::{Record, RecordRef};
 use crate::error::Error;
 

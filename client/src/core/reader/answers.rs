@@ -10,7 +10,7 @@ use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{Offset, TopicPartition};
 use corelog_wire::message::{Answer, FetchedRow, ListedRow, MetadataAnswer};
 
-use super::{Effect, Log, Next, Reader, ReaderEvent, RequestId, Start};
+use super::{Effect, Log, Next, Partitions, Reader, ReaderEvent, RequestId, Start};
 use crate::core::metadata::topic_of;
 use crate::error::Error;
 
@@ -100,24 +100,42 @@ impl Reader {
             Ok(topic) => topic,
             Err(error) => return self.topic_failed(now, &error, out),
         };
+        if let Partitions::Assigned(id) = self.config.partitions
+            && id != topic.id
+        {
+            let error = Error::refused(ErrorCode::UnknownTopic, "the topic was deleted and created again");
+            return self.topic_failed(now, &error, out);
+        }
         self.topic_asked = None;
         self.topic_attempts = 0;
         self.topic_trouble = None;
         self.topic_stale = false;
         self.topic_again_at = Some(now + self.config.topic_age_max);
         let partitions = topic.partition_count();
-        if let Some(named) = &self.config.partitions {
-            for &missing in named.iter().filter(|&&partition| partition >= partitions) {
-                let error = format!("there is no partition {missing}: topic {} has {partitions}", topic.name);
-                if let Some(log) = self.logs.get_mut(&missing) {
-                    log.failure = Some(Error::usage(error));
+        match &self.config.partitions {
+            Partitions::Only(named) => {
+                for &missing in named.iter().filter(|&&partition| partition >= partitions) {
+                    let error =
+                        format!("there is no partition {missing}: topic {} has {partitions}", topic.name);
+                    if let Some(log) = self.logs.get_mut(&missing) {
+                        log.failure = Some(Error::usage(error));
+                    }
                 }
             }
-        } else {
-            // Partitions that were added later are read whole.
-            let start = if self.topic.is_none() { self.config.start } else { Start::Earliest };
-            for partition in 0..partitions {
-                self.logs.entry(partition).or_insert_with(|| Log::new(start));
+            Partitions::All => {
+                // Partitions that were added later are read whole.
+                let start = if self.topic.is_none() { self.config.start } else { Start::Earliest };
+                for partition in 0..partitions {
+                    self.logs.entry(partition).or_insert_with(|| Log::new(start));
+                }
+            }
+            Partitions::Assigned(_) => {
+                // The broker that was asked has not heard of them yet.
+                let early: Vec<u32> =
+                    self.logs.range(partitions..).map(|(&partition, _)| partition).collect();
+                for partition in early {
+                    self.trouble(now, partition, Error::refused(ErrorCode::UnknownPartition, ""));
+                }
             }
         }
         if self.topic.as_ref().is_some_and(|known| known.id != topic.id) {

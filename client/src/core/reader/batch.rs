@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use corelog_wire::batch::{CheckedBatch, Compression};
-use corelog_wire::ids::Offset;
+use corelog_wire::ids::{LeaderEpoch, Offset};
 use corelog_wire::records::{RecordHeader, RecordHeaders, Records};
 
 use crate::codec;
@@ -53,6 +53,7 @@ pub struct Batch {
     topic: Arc<str>,
     partition: u32,
     next_offset: u64,
+    leader_epoch: LeaderEpoch,
     append_timestamp_ms: i64,
     high_watermark: Option<u64>,
     body: Bytes,
@@ -87,6 +88,7 @@ impl Batch {
             topic: topic.name.clone(),
             partition,
             next_offset: last.saturating_add(1),
+            leader_epoch: stamp.leader_epoch,
             append_timestamp_ms: stamp.append_timestamp_ms,
             high_watermark: None,
             entries: Vec::new(),
@@ -147,6 +149,12 @@ impl Batch {
     #[must_use]
     pub const fn next_offset(&self) -> u64 {
         self.next_offset
+    }
+
+    /// The epoch of the leader that appended the batch.
+    #[must_use]
+    pub const fn leader_epoch(&self) -> LeaderEpoch {
+        self.leader_epoch
     }
 
     /// When the leader appended the batch, in milliseconds since 1970.

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use corelog_wire::batch::CheckedBatch;
-use corelog_wire::ids::Offset;
+use corelog_wire::ids::{Offset, TopicId};
 use corelog_wire::message::At;
 
 pub use self::batch::{Batch, BatchRecords, RecordView};
@@ -52,13 +52,24 @@ impl Start {
     }
 }
 
+/// Which partitions of its topic a reader reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Partitions {
+    /// All there are and will be.
+    All,
+    /// These.
+    Only(Vec<u32>),
+    /// Those that are assigned by and by, of the topic of this id: [`Reader::assign`].
+    Assigned(TopicId),
+}
+
 /// How a reader works.
 #[derive(Clone, Debug)]
 pub struct ReaderConfig {
     /// The topic's name.
     pub topic: Arc<str>,
-    /// The partitions; none: all there are and will be.
-    pub partitions: Option<Vec<u32>>,
+    /// Which partitions.
+    pub partitions: Partitions,
     /// Where to begin in each.
     pub start: Start,
     /// Where to go on when the offset is outside the log; none: that is an error.
@@ -91,7 +102,7 @@ impl ReaderConfig {
     pub fn new(topic: impl Into<Arc<str>>) -> Self {
         Self {
             topic: topic.into(),
-            partitions: None,
+            partitions: Partitions::All,
             start: Start::Earliest,
             reset: None,
             wait: Duration::from_millis(500),
@@ -112,7 +123,7 @@ impl ReaderConfig {
     /// # Errors
     /// [`Error::Usage`].
     pub fn check(&self) -> Result<(), Error> {
-        if self.partitions.as_ref().is_some_and(Vec::is_empty) {
+        if self.partitions == Partitions::Only(Vec::new()) {
             return Err(Error::usage("a reader needs at least one partition"));
         }
         if self.fetch_bytes_max == 0 || self.partition_bytes_max == 0 || self.prefetch_bytes_max == 0 {
@@ -248,9 +259,12 @@ impl Reader {
     /// As [`ReaderConfig::check`].
     pub fn new(config: ReaderConfig, seed: u64) -> Result<Self, Error> {
         config.check()?;
-        let logs = config.partitions.iter().flatten().map(|&partition| (partition, Log::new(config.start)));
+        let named: &[u32] = match &config.partitions {
+            Partitions::Only(partitions) => partitions,
+            Partitions::All | Partitions::Assigned(_) => &[],
+        };
         Ok(Self {
-            logs: logs.collect(),
+            logs: named.iter().map(|&partition| (partition, Log::new(config.start))).collect(),
             random: Random::new(seed),
             topic: None,
             topic_trouble: None,
@@ -348,6 +362,24 @@ impl Reader {
     pub fn seek(&mut self, partition: u32, start: Start) -> Result<(), Error> {
         self.log_mut(partition)?.seek(start);
         Ok(())
+    }
+
+    /// Reads a partition from here on. [`Input::Tick`] makes it so.
+    pub fn assign(&mut self, partition: u32, start: Start) {
+        self.logs.insert(partition, Log::new(start));
+        if self.topic.as_ref().is_some_and(|topic| partition >= topic.partition_count()) {
+            (self.topic_stale, self.topic_again_at) = (true, None);
+        }
+    }
+
+    /// Reads a partition no more; what was buffered of it is dropped.
+    pub fn unassign(&mut self, partition: u32) {
+        self.logs.remove(&partition);
+    }
+
+    /// Most bytes that wait for the taker, from now on.
+    pub fn set_prefetch_bytes_max(&mut self, prefetch_bytes_max: usize) {
+        self.config.prefetch_bytes_max = prefetch_bytes_max.max(1);
     }
 
     /// Takes nothing from a partition until [`Reader::resume`]; what is buffered stays.

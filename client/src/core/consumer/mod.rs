@@ -1,0 +1,622 @@
+//! The consumer of a group: a member of it, and a reader for each topic that it got partitions of.
+//!
+//! A driver carries out the effects of [`Consumer::handle`], feeds the answers back and comes back at
+//! [`Consumer::deadline`]; users take what comes with [`Consumer::take`]. What was taken before counts as done with when
+//! they take again.
+//!
+//! Invariants: records are given only of partitions that the group granted, and only while its session must still
+//! last; a partition is let go of only when its records are done with and, if commits are the consumer's affair,
+//! committed; a commit never names more than was done with. Heartbeats go on while the user is slow, until
+//! `processing_max`: then the consumer leaves by itself, and joins again when it is asked for more.
+//!
+//! It refuses to know sockets, and what the records are for.
+
+mod commits;
+mod member;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use corelog_wire::ids::{TopicId, TopicPartition};
+use corelog_wire::message::{Answer, Assignor, MemberWishes};
+
+use self::commits::Commits;
+pub use self::commits::{CommitId, Progress};
+use self::member::Member;
+use super::random::Random;
+use super::{
+    Batch, Effect, Input, Outgoing, Partitions, Reader, ReaderConfig, ReaderEvent, RequestId, Start, Target,
+};
+use crate::error::Error;
+
+/// When a consumer commits how far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitMode {
+    /// After the records are done with, this often, and before a partition is let go of: at least once.
+    After(Duration),
+    /// Before records are given: at most once.
+    Before,
+    /// When the user says so.
+    Manual,
+}
+
+/// How a consumer works.
+#[derive(Clone, Debug)]
+pub struct ConsumerConfig {
+    /// The group.
+    pub group: String,
+    /// What it says of itself.
+    pub wishes: MemberWishes,
+    /// Where to begin where nothing is committed.
+    pub start: Start,
+    /// When it commits.
+    pub commit: CommitMode,
+    /// How long the user may be away with records.
+    pub processing_max: Duration,
+    /// How long committing and leaving may take at the end.
+    pub close_patience: Duration,
+    /// How its readers work; the topic and the partitions are the group's to say.
+    pub reader: ReaderConfig,
+}
+
+impl ConsumerConfig {
+    /// The defaults for a group.
+    #[must_use]
+    pub fn new(group: impl Into<String>) -> Self {
+        Self {
+            group: group.into(),
+            wishes: MemberWishes {
+                session_timeout: Duration::from_secs(10),
+                topics: Vec::new(),
+                patterns: Vec::new(),
+                assignor: Assignor::Uniform,
+                instance: None,
+                client_name: String::new(),
+            },
+            start: Start::Earliest,
+            commit: CommitMode::After(Duration::from_secs(1)),
+            processing_max: Duration::from_mins(5),
+            close_patience: Duration::from_secs(5),
+            reader: ReaderConfig::new(""),
+        }
+    }
+
+    /// Whether the settings make sense together.
+    ///
+    /// # Errors
+    /// [`Error::Usage`].
+    pub fn check(&self) -> Result<(), Error> {
+        if self.wishes.topics.is_empty() && self.wishes.patterns.is_empty() {
+            return Err(Error::usage("a consumer needs at least one topic or pattern"));
+        }
+        if self.wishes.session_timeout.is_zero() || self.processing_max.is_zero() {
+            return Err(Error::usage("a session and the time for records last longer than nothing"));
+        }
+        self.reader.check()
+    }
+}
+
+/// A partition of a topic, by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Share {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's number.
+    pub partition: u32,
+}
+
+/// What a consumer gives.
+#[derive(Clone, Debug)]
+pub enum Taken {
+    /// Records of one partition.
+    Records(Batch),
+    /// Partitions came.
+    Assigned(Vec<Share>),
+    /// Partitions are to be let go of. They are when the user takes again: what is done for them until then counts.
+    Revoked(Vec<Share>),
+    /// Partitions were lost with the session: others may work on them already, and nothing can be committed any more.
+    Lost(Vec<Share>),
+}
+
+/// News for those who wait.
+#[derive(Clone, Debug)]
+pub enum ConsumerEvent {
+    /// There may be something to take.
+    Changed,
+    /// A commit has ended.
+    Committed(CommitId, Result<(), Error>),
+}
+
+/// How far a partition is on its way through here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Where to begin is not known yet.
+    Wanted,
+    /// It is read.
+    Read,
+    /// The group wants it back, and the user may be at work on it.
+    Leaving,
+    /// It goes as soon as what was done is committed.
+    Letting,
+}
+
+/// A partition that this member works on.
+#[derive(Debug)]
+struct Part {
+    share: Share,
+    stage: Stage,
+    /// After the last record that was given, and after the last that is done with.
+    given: Option<Progress>,
+    done: Option<Progress>,
+    /// What the group has.
+    committed: Option<u64>,
+}
+
+impl Part {
+    /// What is done with and not committed.
+    fn uncommitted(&self) -> Option<&Progress> {
+        self.done.as_ref().filter(|done| self.committed.is_none_or(|committed| committed < done.offset))
+    }
+
+    fn is_with_user(&self) -> bool {
+        self.given.as_ref().map(|given| given.offset) != self.done.as_ref().map(|done| done.offset)
+    }
+}
+
+/// One topic's reader.
+#[derive(Debug)]
+struct TopicReader {
+    /// Of its requests.
+    slot: u64,
+    machine: Reader,
+}
+
+/// Bits of a request's number that are a reader's own; those above say which reader it is, 0 is the consumer itself.
+const SLOT_SHIFT: u32 = 40;
+
+/// Why nothing more is given, for ever.
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// What is done is being committed, then the group is left; until then at most.
+    Closing {
+        until: Instant,
+    },
+    Closed,
+}
+
+type Out = Vec<Effect<ConsumerEvent>>;
+
+/// The state of a consumer.
+#[derive(Debug)]
+pub struct Consumer {
+    config: ConsumerConfig,
+    random: Random,
+    member: Member,
+    commits: Commits,
+    parts: BTreeMap<TopicPartition, Part>,
+    readers: BTreeMap<TopicId, TopicReader>,
+    next_slot: u64,
+    next_request: u64,
+    /// What the user has not heard yet.
+    news: VecDeque<Taken>,
+    /// What the user took last was word of these leaving.
+    told: BTreeSet<TopicPartition>,
+    /// Whether the user wants to hear of partitions that come and go.
+    listens: bool,
+    /// A batch whose end has to be committed before it is given.
+    early: Option<(TopicPartition, Batch)>,
+    /// The topic whose turn it is to be taken from.
+    turn: Option<TopicId>,
+    taken_at: Option<Instant>,
+    /// The user was away for too long; the group is joined again when he comes back.
+    resting: bool,
+    /// What the user shall hear.
+    complaint: Option<Error>,
+    phase: Phase,
+}
+
+impl Consumer {
+    /// A consumer that has done nothing yet: the first [`Input::Tick`] makes it join.
+    ///
+    /// # Errors
+    /// As [`ConsumerConfig::check`].
+    pub fn new(config: ConsumerConfig, seed: u64) -> Result<Self, Error> {
+        config.check()?;
+        let mut random = Random::new(seed);
+        Ok(Self {
+            member: Member::new(&mut random),
+            commits: Commits::default(),
+            parts: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            next_slot: 1,
+            next_request: 0,
+            news: VecDeque::new(),
+            told: BTreeSet::new(),
+            listens: false,
+            early: None,
+            turn: None,
+            taken_at: None,
+            resting: false,
+            complaint: None,
+            phase: Phase::Open,
+            config,
+            random,
+        })
+    }
+
+    /// Takes an input; afterwards everything that can be asked for has been.
+    pub fn handle(&mut self, now: Instant, input: Input, out: &mut Out) {
+        if self.phase == Phase::Closed {
+            return;
+        }
+        self.route(now, input, out);
+        self.fence(now, out);
+        self.limit_processing(now, out);
+        self.let_go(now, out);
+        self.fetch_offsets(now, out);
+        self.commit(now, out);
+        self.beat(now, out);
+        self.close_when_done(now, out);
+        debug_assert_eq!(self.broken_invariant(), None);
+    }
+
+    /// Hands an input to whom it concerns.
+    fn route(&mut self, now: Instant, input: Input, out: &mut Out) {
+        let id = match &input {
+            Input::Answered { id, .. } | Input::Failed { id, .. } | Input::Sent { id } => *id,
+            Input::Tick => {
+                let topics: Vec<TopicId> = self.readers.keys().copied().collect();
+                for topic in topics {
+                    self.drive(now, topic, Input::Tick, out);
+                }
+                return;
+            }
+        };
+        let slot = id.get() >> SLOT_SHIFT;
+        if slot > 0 {
+            // A reader that is gone asked for it otherwise.
+            let reader = self.readers.iter().find(|(_, reader)| reader.slot == slot).map(|(topic, _)| *topic);
+            if let Some(topic) = reader {
+                let id = RequestId::new(id.get() & ((1 << SLOT_SHIFT) - 1));
+                self.drive(now, topic, readdressed(input, id), out);
+            }
+            return;
+        }
+        match input {
+            Input::Answered { id, answer, .. } => self.answered(now, id, answer, out),
+            Input::Failed { id, error } => self.failed(now, id, &error, Duration::ZERO, out),
+            Input::Sent { .. } | Input::Tick => {}
+        }
+    }
+
+    fn answered(&mut self, now: Instant, id: RequestId, answer: Answer, out: &mut Out) {
+        match answer {
+            Answer::GroupHeartbeat(answer) => self.beat_answered(now, id, &answer, out),
+            Answer::OffsetFetch(answer) => self.offsets_answered(now, id, &answer, out),
+            Answer::OffsetCommit(answer) => self.commit_answered(now, id, &answer, out),
+            Answer::Refused { refusal, .. } => {
+                let throttle = Duration::from_millis(refusal.throttle_ms.into());
+                self.failed(now, id, &refusal.into(), throttle, out);
+            }
+            _ => self.failed(now, id, &Error::protocol("an answer of another kind"), Duration::ZERO, out),
+        }
+    }
+
+    /// Lets a reader work; its requests are sent under numbers of their own.
+    fn drive(&mut self, now: Instant, topic: TopicId, input: Input, out: &mut Out) {
+        let Some(reader) = self.readers.get_mut(&topic) else { return };
+        let mut effects = Vec::new();
+        reader.machine.handle(now, input, &mut effects);
+        let slot = reader.slot << SLOT_SHIFT;
+        out.extend(effects.into_iter().map(|effect| match effect {
+            Effect::Send(outgoing) => {
+                let id = RequestId::new(slot | outgoing.id.get());
+                Effect::Send(Outgoing { id, ..outgoing })
+            }
+            Effect::Event(ReaderEvent::Changed) => Effect::Event(ConsumerEvent::Changed),
+        }));
+    }
+
+    /// What there is next, from each topic and partition in turn; none if there is nothing now. [`Input::Tick`] makes it
+    /// go on.
+    pub fn take(&mut self, now: Instant) -> Option<Result<Taken, Error>> {
+        if self.phase != Phase::Open {
+            return None;
+        }
+        self.taken_at = Some(now);
+        self.resting = false;
+        self.came_back();
+        if let Some(complaint) = self.complaint.take() {
+            return Some(Err(complaint));
+        }
+        if let Some(news) = self.take_news() {
+            return Some(news);
+        }
+        if !self.member.is_safe(now) {
+            return None;
+        }
+        let (tp, batch) = match self.early.take() {
+            Some(early) => early,
+            None => match self.take_batch()? {
+                Ok(taken) => taken,
+                Err(error) => return Some(Err(error)),
+            },
+        };
+        if self.config.commit == CommitMode::Before && !self.is_committed(tp, &batch) {
+            self.commits.want(tp, Progress::after(&batch));
+            self.early = Some((tp, batch));
+            return None;
+        }
+        Some(Ok(self.give(tp, batch)))
+    }
+
+    /// The user took again: what he had is done with.
+    fn came_back(&mut self) {
+        let told = std::mem::take(&mut self.told);
+        for (tp, part) in &mut self.parts {
+            part.done.clone_from(&part.given);
+            if part.stage == Stage::Leaving && (!self.listens || told.contains(tp)) {
+                part.stage = Stage::Letting;
+            }
+        }
+    }
+
+    fn take_news(&mut self) -> Option<Result<Taken, Error>> {
+        while let Some(news) = self.news.pop_front() {
+            if let Taken::Revoked(shares) = &news {
+                let told = |(tp, part): (&TopicPartition, &Part)| shares.contains(&part.share).then_some(*tp);
+                self.told.extend(self.parts.iter().filter_map(told));
+            }
+            if self.listens {
+                return Some(Ok(news));
+            }
+        }
+        None
+    }
+
+    fn take_batch(&mut self) -> Option<Result<(TopicPartition, Batch), Error>> {
+        let turn = self.turn.unwrap_or(TopicId::from_bytes([0; 16]));
+        let later = self.readers.range(turn..).map(|(topic, _)| *topic);
+        let topics: Vec<TopicId> = later.chain(self.readers.range(..turn).map(|(topic, _)| *topic)).collect();
+        for topic in topics {
+            let Some(taken) = self.readers.get_mut(&topic).and_then(|reader| reader.machine.take()) else {
+                continue;
+            };
+            self.turn = self.readers.range(topic..).nth(1).map(|(topic, _)| *topic);
+            let with_place = |batch: Batch| (TopicPartition::new(topic, batch.partition()), batch);
+            return Some(taken.map(with_place));
+        }
+        None
+    }
+
+    fn give(&mut self, tp: TopicPartition, batch: Batch) -> Taken {
+        if let Some(part) = self.parts.get_mut(&tp) {
+            part.given = Some(Progress::after(&batch));
+        }
+        Taken::Records(batch)
+    }
+
+    fn is_committed(&self, tp: TopicPartition, batch: &Batch) -> bool {
+        let committed = self.parts.get(&tp).and_then(|part| part.committed);
+        committed.is_some_and(|committed| committed >= batch.next_offset())
+    }
+
+    /// From now on, [`Consumer::take`] also tells which partitions come and go.
+    pub fn listen(&mut self) {
+        self.listens = true;
+    }
+
+    /// Takes nothing from a partition until [`Consumer::resume`]; what is buffered stays.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is not this consumer's.
+    pub fn pause(&mut self, share: &Share) -> Result<(), Error> {
+        let (reader, partition) = self.reader_of(share)?;
+        reader.pause(partition)
+    }
+
+    /// Takes from a partition again. [`Input::Tick`] makes it so.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is not this consumer's.
+    pub fn resume(&mut self, share: &Share) -> Result<(), Error> {
+        let (reader, partition) = self.reader_of(share)?;
+        reader.resume(partition)
+    }
+
+    /// Goes on elsewhere in a partition; what was buffered is dropped. What is committed already stays so, if it is
+    /// more. [`Input::Tick`] makes it so.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if it is not this consumer's.
+    pub fn seek(&mut self, share: &Share, start: Start) -> Result<(), Error> {
+        if let Some((tp, _)) = &self.early
+            && self.parts.get(tp).is_some_and(|part| part.share == *share)
+        {
+            self.early = None;
+        }
+        let (reader, partition) = self.reader_of(share)?;
+        reader.seek(partition, start)?;
+        // What was taken before has nothing to do with what will be.
+        for part in self.parts.values_mut().filter(|part| part.share == *share) {
+            (part.given, part.done) = (None, None);
+        }
+        Ok(())
+    }
+
+    fn reader_of(&mut self, share: &Share) -> Result<(&mut Reader, u32), Error> {
+        let place = self.place_of(share)?;
+        let reader = self.readers.get_mut(&place.topic).filter(|_| self.parts[&place].stage == Stage::Read);
+        let reader = reader.ok_or_else(|| not_here(share))?;
+        Ok((&mut reader.machine, place.partition))
+    }
+
+    fn place_of(&self, share: &Share) -> Result<TopicPartition, Error> {
+        let place = self.parts.iter().find(|(_, part)| part.share == *share).map(|(tp, _)| *tp);
+        place.ok_or_else(|| not_here(share))
+    }
+
+    /// The partitions that are read here.
+    pub fn shares(&self) -> impl Iterator<Item = &Share> {
+        let here = |part: &&Part| matches!(part.stage, Stage::Wanted | Stage::Read);
+        self.parts.values().filter(here).map(|part| &part.share)
+    }
+
+    /// How many offsets lie between the position in a partition and its high watermark; none until both are known.
+    #[must_use]
+    pub fn lag(&self, share: &Share) -> Option<u64> {
+        let tp = self.place_of(share).ok()?;
+        let reader = &self.readers.get(&tp.topic)?.machine;
+        Some(reader.high_watermark(tp.partition)?.saturating_sub(reader.position(tp.partition)?))
+    }
+
+    /// Bytes that wait for the taker.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.readers.values().map(|reader| reader.machine.buffered_bytes()).sum()
+    }
+
+    /// Whether it ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.phase == Phase::Closed
+    }
+
+    /// Whether it gives nothing more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.phase != Phase::Open
+    }
+
+    /// Gives nothing more, takes what was taken for done with, commits it if commits are the consumer's affair, and
+    /// leaves the group. [`Input::Tick`] makes it so.
+    pub fn close(&mut self, now: Instant) {
+        for part in self.parts.values_mut().filter(|_| self.phase == Phase::Open) {
+            part.done.clone_from(&part.given);
+        }
+        self.drop_out(now);
+    }
+
+    /// As [`Consumer::close`], but nobody knows whether what was taken last is done with.
+    pub fn drop_out(&mut self, now: Instant) {
+        if self.phase != Phase::Open {
+            return;
+        }
+        self.phase = Phase::Closing { until: now + self.config.close_patience };
+        let all: Vec<TopicPartition> = self.parts.keys().copied().collect();
+        for tp in all {
+            self.stop_reading(tp);
+        }
+        self.readers.clear();
+    }
+
+    /// Ends it here and now; the group finds out when the session is over.
+    pub fn abandon(&mut self, out: &mut Out) {
+        self.phase = Phase::Closed;
+        self.readers.clear();
+        self.commits.fail_all(&Error::Closed, out);
+        out.push(Effect::Event(ConsumerEvent::Changed));
+    }
+
+    fn close_when_done(&mut self, now: Instant, out: &mut Out) {
+        let Phase::Closing { until } = self.phase else { return };
+        if self.member.has_left() || now >= until {
+            self.abandon(out);
+        }
+    }
+
+    /// When to come back with a tick, if nothing happens before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.phase == Phase::Closed {
+            return None;
+        }
+        let closing = match self.phase {
+            Phase::Closing { until } => Some(until),
+            Phase::Open | Phase::Closed => None,
+        };
+        let readers = self.readers.values().filter_map(|reader| reader.machine.deadline());
+        let own = [closing, self.member.deadline(), self.commit_deadline(), self.processing_deadline()];
+        own.into_iter().flatten().chain(readers).min()
+    }
+
+    /// Until when the user has to come back.
+    fn processing_deadline(&self) -> Option<Instant> {
+        let waits = self.parts.values().any(Part::is_with_user)
+            || self.early.is_some()
+            || self.buffered_bytes() > 0
+            || !self.told.is_empty();
+        let taken_at = self.taken_at.filter(|_| waits && !self.resting && self.phase == Phase::Open)?;
+        Some(taken_at + self.config.processing_max)
+    }
+
+    /// A user who was away for too long holds up the group no longer.
+    fn limit_processing(&mut self, now: Instant, out: &mut Out) {
+        if self.processing_deadline().is_none_or(|at| now < at) {
+            return;
+        }
+        self.resting = true;
+        self.leave(now, out);
+        self.lose(out);
+    }
+
+    fn request(&mut self) -> RequestId {
+        let id = RequestId::new(self.next_request);
+        self.next_request += 1;
+        id
+    }
+
+    /// A reader's share of what may be buffered.
+    fn share_memory(&mut self) {
+        let readers = self.readers.len().max(1);
+        for reader in self.readers.values_mut() {
+            reader.machine.set_prefetch_bytes_max(self.config.reader.prefetch_bytes_max / readers);
+        }
+    }
+
+    /// What is wrong with the state, if anything is.
+    #[must_use]
+    pub fn broken_invariant(&self) -> Option<&'static str> {
+        for (tp, part) in &self.parts {
+            let reads = self
+                .readers
+                .get(&tp.topic)
+                .is_some_and(|reader| reader.machine.partitions().any(|partition| partition == tp.partition));
+            if self.phase == Phase::Open && reads != (part.stage == Stage::Read) {
+                return Some("a partition is read that should not be, or the other way round");
+            }
+            let done = part.done.as_ref().map_or(0, |done| done.offset);
+            if part.given.as_ref().map_or(0, |given| given.offset) < done && part.given.is_some() {
+                return Some("more is done with than was given");
+            }
+        }
+        self.readers.values().find_map(|reader| reader.machine.broken_invariant())
+    }
+}
+
+fn not_here(share: &Share) -> Error {
+    Error::usage(format!(
+        "partition {} of {} is not this consumer's (any more)",
+        share.partition, share.topic
+    ))
+}
+
+fn readdressed(input: Input, id: RequestId) -> Input {
+    match input {
+        Input::Answered { answer, payload, .. } => Input::Answered { id, answer, payload },
+        Input::Failed { error, .. } => Input::Failed { id, error },
+        Input::Sent { .. } => Input::Sent { id },
+        Input::Tick => Input::Tick,
+    }
+}
+
+/// A request of the consumer itself.
+fn outgoing(id: RequestId, request: corelog_wire::message::Request, deadline: Instant) -> Outgoing {
+    Outgoing { id, target: Target::Any, request, payload: Vec::<Bytes>::new(), deadline, answered: true }
+}
+
+#[cfg(test)]
+mod tests;
