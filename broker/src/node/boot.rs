@@ -9,7 +9,7 @@ use super::command::{COMMANDS_MAX, Command, ShardLink, ShardReport};
 use super::config::Config;
 use super::control::{Control, Shown};
 use super::descriptors;
-use super::groups::Groups;
+use super::groups::{Groups, LagMeter};
 use super::layout::{DataFolder, LayoutError};
 use super::operators::Operators;
 use super::pump::Pump;
@@ -209,7 +209,6 @@ async fn serve(
     let (groups, group_requests) = mpsc::channel(GROUP_REQUESTS_MAX);
     let doors = Doors { control, groups };
     let (works, mut sides) = works(config, folder, &doors, &views);
-    drop(views);
     let running = rt::start(&rt::Options { pin, ..rt::Options::default() }, works, shard_main)?;
     let up = tokio::select! {
         up = all_up(&mut sides) => up,
@@ -229,13 +228,15 @@ async fn serve(
     let links: Vec<ShardLink> = sides.iter().map(|side| side.commands.clone()).collect();
     let auto_create = config.auto_create;
     let shown = Shown { view, topics };
-    let control = Control::new(plane, store.clone(), links, advertised, config.broker, auto_create, shown);
+    let control =
+        Control::new(plane, store.clone(), links.clone(), advertised, config.broker, auto_create, shown);
     let mut control = control.await?;
     control.begin(leadership, held).await?;
     let (stop_control, control_stopped) = oneshot::channel();
     let control = tokio::spawn(control.run(requests, control_stopped));
     let groups = GroupStore::new(kept, keys, identity);
-    let groups = Groups::new(groups, group_settings(), known_topics).await?;
+    let meter = LagMeter { views, shards: links };
+    let groups = Groups::new(groups, group_settings(), known_topics, meter).await?;
     let (stop_groups, groups_stopped) = oneshot::channel();
     let groups = tokio::spawn(groups.run(group_requests, groups_stopped));
     accept(&mut sides, port)?;
@@ -399,7 +400,7 @@ async fn shard_main(context: ShardContext, work: Work) {
     handle.reply_to(Rc::new(net.answers()));
     let partitions = handle.partitions();
     drop(up.send(Ok(Up { report, partitions })));
-    rt::spawn(take_commands(handle.clone(), net, commands, listener));
+    rt::spawn(take_commands(handle.clone(), net, clock, commands, listener));
     if let Err(error) = pump.run().await {
         tracing::error!(%error, "a shard's files were not closed cleanly");
     }
@@ -408,6 +409,7 @@ async fn shard_main(context: ShardContext, work: Work) {
 async fn take_commands(
     handle: ShardHandle,
     net: Net,
+    clock: rt::Clock,
     mut commands: mpsc::Receiver<Command>,
     listener: oneshot::Receiver<ShardListener>,
 ) {
@@ -427,6 +429,11 @@ async fn take_commands(
             Command::Taken { reply } => drop(reply.send(())),
             Command::Describe { partitions, reply } => {
                 drop(reply.send(partitions.into_iter().map(|tp| handle.describe(tp)).collect()));
+            }
+            Command::Lag { rows, reply } => {
+                let now_ms = clock.now().wall_ms;
+                let lag = |(tp, offset)| handle.lag(tp, offset, now_ms);
+                drop(reply.send(rows.into_iter().map(lag).collect()));
             }
             Command::Glance { reply } => drop(reply.send(handle.snapshot())),
             Command::Report { reply } => drop(reply.send(report(&handle, &net))),

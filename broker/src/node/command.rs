@@ -4,8 +4,8 @@
 
 use crate::disk::DiskSnapshot;
 use crate::net::NetSnapshot;
-use corelog_core::shard::{Input, PartitionSnapshot, ShardSnapshot};
-use corelog_wire::ids::TopicPartition;
+use corelog_core::shard::{Input, PartitionLag, PartitionSnapshot, ShardSnapshot};
+use corelog_wire::ids::{Offset, TopicPartition};
 use tokio::sync::{mpsc, oneshot};
 
 /// Commands that may wait for a shard.
@@ -27,6 +27,14 @@ pub enum Command {
         partitions: Vec<TopicPartition>,
         /// In the same order; `None` for one that is not here.
         reply: oneshot::Sender<Vec<Option<PartitionSnapshot>>>,
+    },
+    /// How far consumers are behind in these partitions that go on at these offsets; see
+    /// [`Shard::lag`](corelog_core::shard::Shard::lag).
+    Lag {
+        /// Which, and where the consumer goes on.
+        rows: Vec<(TopicPartition, Option<Offset>)>,
+        /// In the same order; `None` for one that is not here.
+        reply: oneshot::Sender<Vec<Option<PartitionLag>>>,
     },
     /// Where the shard itself stands, without its hands: costs the same however many partitions it has.
     Glance {

@@ -6,6 +6,7 @@
 //! coordinator's doing. Invariants: every request is answered once, a refusal when the broker stops; nothing here waits
 //! for the store before it takes the next request. Refuses to know who may have what, and how groups are written.
 
+mod lag;
 mod words;
 
 use crate::meta::groups::{Claim, GroupStore, GroupStoreError};
@@ -23,6 +24,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use words::Question;
+
+pub use lag::LagMeter;
 
 /// How long a group is left alone after the store failed it.
 const STORE_RETRY: Duration = Duration::from_millis(100);
@@ -42,6 +45,7 @@ pub struct Groups {
     /// Reads and changes of the store that are under way.
     work: JoinSet<Done>,
     topics: watch::Receiver<Arc<Topics>>,
+    meter: LagMeter,
 }
 
 /// A request that the coordinator was asked about.
@@ -69,6 +73,7 @@ impl Groups {
         store: GroupStore,
         settings: CoordinatorSettings,
         mut topics: watch::Receiver<Arc<Topics>>,
+        meter: LagMeter,
     ) -> Result<Self, GroupStoreError> {
         let known = Topics::clone(&topics.borrow_and_update());
         let mut groups = Self {
@@ -79,6 +84,7 @@ impl Groups {
             next_ask: 0,
             work: JoinSet::new(),
             topics,
+            meter,
             store,
         };
         for (group, stored, claim) in groups.store.read_all().await? {
@@ -143,7 +149,10 @@ impl Groups {
             Request::ListGroups(list) => Answer::ListGroups(words::listed(&self.coordinator, &list)),
             Request::DescribeGroup(describe) => {
                 match words::described(&self.coordinator, &describe.group, answer_bytes_max) {
-                    Ok(answer) => Answer::DescribeGroup(answer),
+                    Ok(answer) => {
+                        tokio::spawn(self.meter.clone().complete(answer, reply));
+                        return;
+                    }
                     Err(refusal) => Answer::Refused { kind, refusal },
                 }
             }

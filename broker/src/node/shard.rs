@@ -7,8 +7,8 @@ use super::command::PartitionTraffic;
 use crate::disk::{DiskSnapshot, Results, ShardDisk};
 use crate::net::{Answers, FetchReady, Inbox};
 use crate::rt;
-use corelog_core::shard::{Input, PartitionSnapshot, RequestId, Shard, ShardSnapshot};
-use corelog_wire::ids::TopicPartition;
+use corelog_core::shard::{Input, PartitionLag, PartitionSnapshot, RequestId, Shard, ShardSnapshot};
+use corelog_wire::ids::{Offset, TopicPartition};
 use corelog_wire::message::Answer;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -112,6 +112,12 @@ impl ShardHandle {
     #[must_use]
     pub fn describe(&self, tp: TopicPartition) -> Option<PartitionSnapshot> {
         self.shard.borrow().describe(tp)
+    }
+
+    /// How far a consumer is behind in a partition.
+    #[must_use]
+    pub fn lag(&self, tp: TopicPartition, offset: Option<Offset>, now_ms: i64) -> Option<PartitionLag> {
+        self.shard.borrow().lag(tp, offset, now_ms)
     }
 
     /// The partitions held, known to the metadata or not.

@@ -11,11 +11,13 @@
 //!
 //! Invariant: `log_start <= durable_end <= end` and `destaged_end <= durable_end`.
 
+mod ages;
 mod epochs;
 mod producers;
 mod segments;
 mod tail;
 
+pub use ages::{Ages, Unread};
 pub use epochs::EpochTable;
 pub use producers::{Admission, Appended, Producer, ProducerRefusal, ProducerTable};
 pub use segments::{Seal, Segment, Segments};
@@ -48,6 +50,8 @@ pub struct Log {
     pub segments: Segments,
     /// What is in memory.
     pub tail: Tail,
+    /// When what was appended.
+    pub ages: Ages,
 }
 
 /// The offsets a checkpoint remembers.
@@ -116,6 +120,7 @@ impl Log {
             producers,
             segments,
             tail: Tail::default(),
+            ages: Ages::default(),
         }
     }
 
@@ -169,6 +174,7 @@ impl Log {
             self.segments.roll(base, segment_use, (self.epochs.clone(), self.producers.clone()));
         }
         self.segments.appended(end, bytes, header.max_timestamp_ms, stamp.append_timestamp_ms);
+        self.ages.appended(base, end, bytes, stamp.append_timestamp_ms);
         self.epochs.appended(stamp.leader_epoch, base);
         self.producers.appended(header, base, end, stamp.append_timestamp_ms);
         self.end = end;
@@ -279,6 +285,7 @@ impl Log {
         self.log_start = log_start;
         self.destaged_end = self.destaged_end.max(log_start.min(self.durable_end));
         self.epochs.forget_below(log_start);
+        self.ages.forget_below(log_start);
         self.segments.take_below(log_start)
     }
 

@@ -16,6 +16,7 @@ mod effects;
 mod fetch;
 mod input;
 mod keep;
+mod lag;
 mod partition;
 mod produce;
 mod recycle;
@@ -25,6 +26,7 @@ pub use effects::{
     SegmentRead, SegmentSeal, SegmentStart, Slice, Source,
 };
 pub use input::{DiskFailure, Fetch, FetchRow, Input, Produce, ProduceRow, RequestId};
+pub use lag::PartitionLag;
 pub use produce::AppendRefusal;
 
 use crate::journal::{Packer, Position, Ring, SegmentId, SegmentUse, Session};

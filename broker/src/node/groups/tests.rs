@@ -42,7 +42,9 @@ impl World {
         let kept = GroupStore::new(Store::Embedded(store.clone()), Keys::new("test").unwrap(), identity);
         let known = Topics::from([("orders".to_owned(), (topic(), 4))]);
         let (topics, seen) = watch::channel(Arc::new(known));
-        let groups = Groups::new(kept, SETTINGS, seen).await.unwrap();
+        // No shard is there to say how far a group is behind.
+        let meter = LagMeter { views: watch::channel(Arc::default()).1, shards: Vec::new() };
+        let groups = Groups::new(kept, SETTINGS, seen, meter).await.unwrap();
         let (requests, inbox) = mpsc::channel(16);
         let (stop, stopped) = oneshot::channel();
         Self { requests, topics, stop, actor: tokio::spawn(groups.run(inbox, stopped)), store }
