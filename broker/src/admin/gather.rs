@@ -1,7 +1,7 @@
 //! Answers the administration's questions: asks the shards and the control actor, and turns what they say into plain
 //! data.
 //!
-//! Runs as a task of the control thread. Invariant: an answer comes within twice [`PATIENCE`]; who has not answered by
+//! Runs as a task of the control thread. Invariant: an answer comes within thrice [`PATIENCE`]; who has not answered by
 //! then is left out and named. All shards are asked at once, so that a slow one costs no more than itself.
 
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::groups;
 use super::state::{
     BrokerInfo, BudgetNumbers, Distribution, Health, PartitionInfo, PartitionStanding, Question, SettingInfo,
     ShardHealth, ShardNumbers, Snapshot, TopicInfo,
@@ -88,6 +89,13 @@ impl Gatherer {
                     let settings = this.settings(topic).await;
                     drop(reply.send(settings));
                 }
+                Question::Group { name, reply } => {
+                    let this = Arc::clone(&this);
+                    tokio::spawn(async move {
+                        let group = timeout(PATIENCE, groups::one(&this.doors.groups, &name)).await;
+                        drop(reply.send(group.ok().flatten()));
+                    });
+                }
             }
         }
     }
@@ -103,8 +111,11 @@ impl Gatherer {
             metadata.unwrap_or(MetadataAnswer { brokers: Vec::new(), topics: Vec::new(), revision: 0 });
         broker.metadata_revision = metadata.revision;
 
-        let told = self.ask_shards(&metadata.topics).await;
-        let mut snapshot = Snapshot { broker, ..Snapshot::default() };
+        // One group after the other, those that were asked in time.
+        let groups = timeout(2 * PATIENCE, groups::all(&self.doors.groups, PATIENCE));
+        let (told, groups) = tokio::join!(self.ask_shards(&metadata.topics), groups);
+        let groups = groups.unwrap_or_default();
+        let mut snapshot = Snapshot { broker, groups, ..Snapshot::default() };
         let mut standing = BTreeMap::new();
         for (number, (source, told)) in (0_u16..).zip(self.shards.iter().zip(told)) {
             let Some(told) = told else {

@@ -1,7 +1,7 @@
 //! `/metrics`: a snapshot in OpenMetrics text.
 //!
 //! Every name starts with `corelog_` and ends with its unit; counters with `_total`. Labels are bounded by what the
-//! broker has: shards, topics, kinds of requests, causes. The text is made from one snapshot, so its numbers belong
+//! broker has: shards, topics, kinds of requests, causes, and of consumer groups the first thousand. The text is made from one snapshot, so its numbers belong
 //! together.
 
 use std::fmt::Error;
@@ -13,7 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::state::{
-    BudgetNumbers, Distribution, PartitionStanding, Phase, ShardNumbers, Snapshot, TopicInfo,
+    BudgetNumbers, Distribution, LagNumbers, PartitionStanding, Phase, ShardNumbers, Snapshot, TopicInfo,
 };
 
 /// The content type of OpenMetrics text.
@@ -115,7 +115,8 @@ impl Collector for Numbers {
         for row in TOPIC_ROWS {
             self.topic_row(&mut encoder, row)?;
         }
-        self.topic_partitions(&mut encoder)
+        self.topic_partitions(&mut encoder)?;
+        self.groups(&mut encoder)
     }
 }
 
@@ -236,6 +237,30 @@ impl Numbers {
         Ok(())
     }
 
+    fn groups(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut family = encoder.encode_descriptor("group_members", "Members of the group", None, GAUGE)?;
+        for group in &self.snapshot.groups {
+            let labels = [("group", group.name.as_str())];
+            family.encode_family(&labels)?.encode_gauge(&(group.members as u64))?;
+        }
+        for (name, unit, help, number) in LAG_ROWS {
+            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), GAUGE)?;
+            for group in &self.snapshot.groups {
+                for place in &group.partitions {
+                    let Some(number) = place.lag.as_ref().and_then(number) else { continue };
+                    let partition = place.partition.to_string();
+                    let labels = [
+                        ("group", group.name.as_str()),
+                        ("topic", place.topic.as_str()),
+                        ("partition", partition.as_str()),
+                    ];
+                    family.encode_family(&labels)?.encode_gauge(&number)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn topic_partitions(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
         let mut family =
             encoder.encode_descriptor("topic_partitions", "Partitions of the topic", None, GAUGE)?;
@@ -245,6 +270,21 @@ impl Numbers {
         Ok(())
     }
 }
+
+/// A number of a group in a partition: name without unit, unit, help, and where it is.
+type LagRow = (&'static str, Option<Unit>, &'static str, fn(&LagNumbers) -> Option<f64>);
+
+#[expect(clippy::cast_precision_loss, reason = "a float is what the format has")]
+const LAG_ROWS: &[LagRow] = &[
+    ("group_lag_records", None, "Records that the group has not read", |lag| Some(lag.records as f64)),
+    ("group_lag", Some(Unit::Bytes), "Bytes that the group has not read", |lag| Some(lag.bytes as f64)),
+    ("group_lag", Some(Unit::Seconds), "Age of the first record that the group has not read", |lag| {
+        Some(lag.seconds)
+    }),
+    ("group_overtaken_in", Some(Unit::Seconds), "Time until retention deletes what is unread", |lag| {
+        lag.overtaken_in_seconds
+    }),
+];
 
 fn topic_label(topic: &TopicInfo) -> [(&'static str, &str); 1] {
     [("topic", topic.name.as_str())]

@@ -9,6 +9,7 @@
 //! is OpenMetrics text; `/v1/broker`, `/v1/topics`, `/v1/topics/{name}` and `/v1/partitions` are JSON.
 
 pub mod gather;
+mod groups;
 mod listen;
 mod metrics;
 pub mod state;
@@ -27,7 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 
 use listen::{Bounded, Bounds};
-use state::{BrokerInfo, Health, PartitionInfo, Phase, Question, Snapshot, Sources, TopicInfo};
+use state::{BrokerInfo, GroupInfo, Health, PartitionInfo, Phase, Question, Snapshot, Sources, TopicInfo};
 
 /// How long a picture may take.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -70,6 +71,8 @@ fn router_within(sources: Sources, patience: Duration) -> Router {
         .route("/v1/topics", get(topics))
         .route("/v1/topics/{name}", get(topic))
         .route("/v1/partitions", get(partitions))
+        .route("/v1/groups", get(groups_list))
+        .route("/v1/groups/{name}", get(group))
         .fallback(unknown_path)
         .with_state(admin)
 }
@@ -288,8 +291,46 @@ async fn partitions(
     Ok(Json(Partitions { partitions: lines }).into_response())
 }
 
+/// `/v1/groups`.
+#[derive(Serialize)]
+struct Groups {
+    groups: Vec<GroupLine>,
+}
+
+/// One line of `/v1/groups`.
+#[derive(Serialize)]
+struct GroupLine {
+    name: String,
+    members: usize,
+    lag_records: u64,
+    lag_seconds: f64,
+}
+
+async fn groups_list(State(admin): State<Admin>) -> Result<Response, Silent> {
+    let line = |group: GroupInfo| {
+        let lags = || group.partitions.iter().filter_map(|place| place.lag);
+        GroupLine {
+            members: group.members,
+            lag_records: lags().map(|lag| lag.records).sum(),
+            lag_seconds: lags().map(|lag| lag.seconds).fold(0.0, f64::max),
+            name: group.name,
+        }
+    };
+    let lines: Vec<GroupLine> = admin.snapshot().await?.groups.into_iter().map(line).collect();
+    Ok(Json(Groups { groups: lines }).into_response())
+}
+
+async fn group(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Response, Silent> {
+    let group = admin.ask(|reply| Question::Group { name: name.clone(), reply }).await?;
+    Ok(match group {
+        Some(group) => Json(group).into_response(),
+        None => refusal(StatusCode::NOT_FOUND, &format!("there is no group {name:?}")),
+    })
+}
+
 async fn unknown_path() -> Response {
-    let paths = "/healthz /readyz /metrics /v1/broker /v1/topics /v1/topics/{name} /v1/partitions";
+    let paths = "/healthz /readyz /metrics /v1/broker /v1/topics /v1/topics/{name} /v1/partitions \
+                 /v1/groups /v1/groups/{name}";
     refusal(StatusCode::NOT_FOUND, &format!("there is nothing here; known paths: {paths}"))
 }
 

@@ -35,6 +35,13 @@ pub enum Question {
         /// Takes the answer.
         reply: oneshot::Sender<Option<Vec<SettingInfo>>>,
     },
+    /// One consumer group; none if there is no such group.
+    Group {
+        /// Its name.
+        name: String,
+        /// Takes the answer.
+        reply: oneshot::Sender<Option<GroupInfo>>,
+    },
 }
 
 /// Where the administration gets what it shows.
@@ -57,6 +64,8 @@ pub struct Snapshot {
     pub silent: Vec<u16>,
     /// Topics, in the order of their names.
     pub topics: Vec<TopicInfo>,
+    /// The first of its consumer groups, by name.
+    pub groups: Vec<GroupInfo>,
 }
 
 /// How the broker is.
@@ -191,6 +200,45 @@ pub struct PartitionStanding {
     pub records_out: u64,
     /// Bytes sent to readers.
     pub bytes_out: u64,
+}
+
+/// A consumer group.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct GroupInfo {
+    /// Its name.
+    pub name: String,
+    /// How many members it has.
+    pub members: usize,
+    /// Where it is, by topic and partition.
+    pub partitions: Vec<GroupPlace>,
+}
+
+/// Where a group is in a partition.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct GroupPlace {
+    /// The topic's name.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// The member that holds it.
+    pub member: Option<String>,
+    /// The next record that the group has to read, if it committed anything.
+    pub committed: Option<u64>,
+    /// How far it is behind; none if nobody could be asked.
+    pub lag: Option<LagNumbers>,
+}
+
+/// How far a group is behind in a partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct LagNumbers {
+    /// Records that it has not read.
+    pub records: u64,
+    /// Their bytes, batches and all.
+    pub bytes: u64,
+    /// The age of the first of them, in seconds.
+    pub seconds: f64,
+    /// Time until retention deletes it, in seconds; none: never, as things are.
+    pub overtaken_in_seconds: Option<f64>,
 }
 
 /// A budget of memory or disk: what is taken, and what may be.

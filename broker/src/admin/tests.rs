@@ -8,7 +8,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::state::{BudgetNumbers, Distribution, PartitionStanding, SettingInfo, ShardNumbers};
+use super::state::{
+    BudgetNumbers, Distribution, GroupInfo, GroupPlace, LagNumbers, PartitionStanding, SettingInfo,
+    ShardNumbers,
+};
 use super::*;
 
 struct Served {
@@ -51,6 +54,9 @@ async fn served(snapshot: Option<Snapshot>) -> Served {
                 (Some(_), Question::Settings { topic, reply }) => {
                     assert_eq!(topic, "orders");
                     drop(reply.send(Some(vec![setting()])));
+                }
+                (Some(snapshot), Question::Group { name, reply }) => {
+                    drop(reply.send(snapshot.groups.iter().find(|group| group.name == name).cloned()));
                 }
                 (None, question) => unanswered.push(question),
             }
@@ -145,6 +151,25 @@ fn snapshot() -> Snapshot {
             },
             TopicInfo { name: "empty.topic-1_x".to_owned(), ..TopicInfo::default() },
         ],
+        groups: vec![GroupInfo {
+            name: "billing".to_owned(),
+            members: 1,
+            partitions: vec![
+                GroupPlace {
+                    topic: "orders".to_owned(),
+                    partition: 0,
+                    member: Some("00ff".to_owned()),
+                    committed: Some(7),
+                    lag: Some(LagNumbers {
+                        records: 3,
+                        bytes: 1_000,
+                        seconds: 2.5,
+                        overtaken_in_seconds: Some(60.0),
+                    }),
+                },
+                GroupPlace { topic: "orders".to_owned(), partition: 2, ..GroupPlace::default() },
+            ],
+        }],
     }
 }
 
@@ -212,11 +237,31 @@ fn metrics_are_openmetrics_and_say_what_the_broker_does() {
             ("corelog_connections{shard=\"1\"}", 2.0),
             ("corelog_connections_closed_total{shard=\"1\",cause=\"client\"}", 4.0),
             ("corelog_shard_poisoned{shard=\"0\"}", 0.0),
+            ("corelog_group_members{group=\"billing\"}", 1.0),
+            ("corelog_group_lag_records{group=\"billing\",topic=\"orders\",partition=\"0\"}", 3.0),
+            ("corelog_group_lag_bytes{group=\"billing\",topic=\"orders\",partition=\"0\"}", 1_000.0),
+            ("corelog_group_lag_seconds{group=\"billing\",topic=\"orders\",partition=\"0\"}", 2.5),
+            ("corelog_group_overtaken_in_seconds{group=\"billing\",topic=\"orders\",partition=\"0\"}", 60.0),
         ] {
             assert_eq!(samples.get(series), Some(&value), "{series} in\n{}", reply.body);
         }
         assert!(!samples.contains_key("corelog_memory_limit_bytes{shard=\"0\",budget=\"tail_cache\"}"));
         assert!(!samples.contains_key("corelog_request_duration_seconds_count{shard=\"0\",kind=\"fetch\"}"));
+    });
+}
+
+#[test]
+fn groups_are_shown_with_their_lag() {
+    run(async {
+        let served = served(Some(snapshot())).await;
+        let list: serde_json::Value = serde_json::from_str(&served.get("/v1/groups").await.body).unwrap();
+        let line = serde_json::json!({"name": "billing", "members": 1, "lag_records": 3, "lag_seconds": 2.5});
+        assert_eq!(list, serde_json::json!({ "groups": [line] }));
+        let group: serde_json::Value =
+            serde_json::from_str(&served.get("/v1/groups/billing").await.body).unwrap();
+        assert_eq!(group["partitions"][0]["lag"]["overtaken_in_seconds"], 60.0);
+        assert!(group["partitions"][1]["lag"].is_null());
+        assert_eq!(served.get("/v1/groups/other").await.status, 404);
     });
 }
 

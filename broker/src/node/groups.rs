@@ -26,9 +26,12 @@ use tokio::task::JoinSet;
 use words::Question;
 
 pub use lag::LagMeter;
+use lag::Watchman;
 
 /// How long a group is left alone after the store failed it.
 const STORE_RETRY: Duration = Duration::from_millis(100);
+/// How often groups are looked at that retention may overtake.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long changes that are on their way may take when the broker stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -46,6 +49,9 @@ pub struct Groups {
     work: JoinSet<Done>,
     topics: watch::Receiver<Arc<Topics>>,
     meter: LagMeter,
+    watchman: Watchman,
+    /// The look at groups that retention may overtake.
+    look: JoinSet<Vec<(lag::Reader, Option<Duration>)>>,
 }
 
 /// A request that the coordinator was asked about.
@@ -85,6 +91,8 @@ impl Groups {
             work: JoinSet::new(),
             topics,
             meter,
+            watchman: Watchman::default(),
+            look: JoinSet::new(),
             store,
         };
         for (group, stored, claim) in groups.store.read_all().await? {
@@ -100,6 +108,8 @@ impl Groups {
         mut requests: mpsc::Receiver<ControlRequest>,
         mut stop: oneshot::Receiver<()>,
     ) {
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let tick = self.coordinator.next_tick().map(|due| self.clock.until(due));
             let due = async {
@@ -121,6 +131,15 @@ impl Groups {
                     self.take(request);
                 }
                 () = due => self.tell(GroupInput::Tick),
+                Some(seen) = self.look.join_next() => {
+                    self.watchman.seen(seen.unwrap_or_default(), self.coordinator.topics());
+                }
+                _ = looks.tick(), if self.look.is_empty() => {
+                    let readers = self.watchman.next(&self.coordinator);
+                    if !readers.is_empty() {
+                        self.look.spawn(self.meter.clone().look(readers));
+                    }
+                }
             }
         }
     }

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 /// Appending at the rate of this long ago goes on, as far as is reckoned here.
 const RATE_WINDOW_MS: i64 = 60_000;
+/// See [`risk_within`]: one in so many.
+const RISK_SHARE: u64 = 5;
+/// See [`risk_within`].
+const RISK_MAX: Duration = Duration::from_hours(1);
 
 /// How far a consumer is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +25,8 @@ pub struct PartitionLag {
     pub behind: Duration,
     /// Time until retention deletes that record, if things go on as they are; none: never.
     pub overtaken_in: Option<Duration>,
+    /// Whether that is soon, beside how long records are kept.
+    pub is_at_risk: bool,
 }
 
 impl Shard {
@@ -31,23 +37,26 @@ impl Shard {
         let partition = self.partitions.get(&tp)?;
         let (log_start, high_watermark) = (partition.log.log_start(), partition.high_watermark());
         let next = offset.map_or(log_start, |offset| offset.max(log_start));
-        let nothing =
-            PartitionLag { log_start, high_watermark, bytes: 0, behind: Duration::ZERO, overtaken_in: None };
+        let nothing = PartitionLag {
+            log_start,
+            high_watermark,
+            bytes: 0,
+            behind: Duration::ZERO,
+            overtaken_in: None,
+            is_at_risk: false,
+        };
         if next >= high_watermark {
             return Some(nothing);
         }
-        let Some(unread) = partition.log.ages.unread(next, &partition.log.segments) else {
-            return Some(nothing);
-        };
+        let unread = partition.log.ages.unread(next, &partition.log.segments);
+        let Some(unread) = unread else { return Some(nothing) };
         let is_overtaken = offset.is_some_and(|offset| offset < log_start);
+        let left = if is_overtaken { Some(Duration::ZERO) } else { overtaken_in(partition, next, now_ms) };
         Some(PartitionLag {
             bytes: unread.bytes,
             behind: millis(now_ms.saturating_sub(unread.since_ms)),
-            overtaken_in: if is_overtaken {
-                Some(Duration::ZERO)
-            } else {
-                overtaken_in(partition, next, now_ms)
-            },
+            overtaken_in: left,
+            is_at_risk: left.is_some_and(|left| left <= risk_within(partition)),
             ..nothing
         })
     }
@@ -68,6 +77,12 @@ fn overtaken_in(partition: &Partition, next: Offset, now_ms: i64) -> Option<Dura
         Some(Duration::from_secs(room / rate))
     });
     [by_time, by_bytes].into_iter().flatten().min()
+}
+
+/// From when on a consumer is at risk: a fifth of the time that records are kept, an hour at most.
+fn risk_within(partition: &Partition) -> Duration {
+    let retention_ms = partition.config.as_ref().and_then(|config| config.retention_ms);
+    retention_ms.map_or(RISK_MAX, |kept| Duration::from_millis(kept / RISK_SHARE).min(RISK_MAX))
 }
 
 fn millis(millis: i64) -> Duration {

@@ -2,16 +2,22 @@
 
 use crate::net::{Place, View};
 use crate::node::command::{Command, ShardLink};
+use corelog_core::group::{Committed, Coordinator, GroupName, Topics};
 use corelog_core::shard::PartitionLag;
 use corelog_wire::ids::{Offset, ShardId, TopicPartition};
-use corelog_wire::message::{Answer, DescribeGroupAnswer, GroupLag, GroupPartition};
-use std::collections::BTreeMap;
+use corelog_wire::message::{Answer, DescribeGroupAnswer, GroupLag};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 /// How long a shard may take to say.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Places that are looked at together.
+const READERS_AT_ONCE: usize = 10_000;
+
+/// A partition, and where a consumer goes on in it.
+type Row = (TopicPartition, Option<Offset>);
 
 /// Knows whom to ask.
 #[derive(Clone, Debug)]
@@ -26,44 +32,110 @@ impl LagMeter {
     /// Adds to a description what only shards know, and answers with it.
     pub(super) async fn complete(self, mut answer: DescribeGroupAnswer, reply: oneshot::Sender<Answer>) {
         let rows = answer.partitions.iter().map(|row| (row.tp, row.committed)).collect();
-        let lags = self.ask(rows).await;
-        for row in &mut answer.partitions {
-            let GroupPartition { tp, lag, .. } = row;
-            *lag = lags.get(tp).copied().map(told);
+        for (row, lag) in answer.partitions.iter_mut().zip(self.ask(rows).await) {
+            row.lag = lag.map(told);
         }
         // An asker that left needs no answer.
         drop(reply.send(Answer::DescribeGroup(answer)));
     }
 
-    /// How far consumers are behind that go on at these offsets. A shard that does not say so in time is left out.
-    async fn ask(
-        &self,
-        rows: Vec<(TopicPartition, Option<Offset>)>,
-    ) -> BTreeMap<TopicPartition, PartitionLag> {
+    /// Which of these, that go on at these offsets, retention is about to overtake, and when.
+    pub(super) async fn look(self, rows: Vec<Reader>) -> Vec<(Reader, Option<Duration>)> {
+        let places = rows.iter().map(|reader| (reader.tp, Some(reader.offset))).collect();
+        let risk = |lag: PartitionLag| lag.overtaken_in.filter(|_| lag.is_at_risk);
+        let lags = self.ask(places).await;
+        rows.into_iter().zip(lags).map(|(reader, lag)| (reader, lag.and_then(risk))).collect()
+    }
+
+    /// How far consumers are behind that go on at these offsets, in their order. A shard that does not say so in time
+    /// leaves its own out.
+    async fn ask(&self, rows: Vec<Row>) -> Vec<Option<PartitionLag>> {
         let view = Arc::clone(&self.views.borrow());
-        let mut by_shard: BTreeMap<ShardId, Vec<(TopicPartition, Option<Offset>)>> = BTreeMap::new();
-        for row in rows {
+        let mut lags = vec![None; rows.len()];
+        let mut by_shard: BTreeMap<ShardId, (Vec<usize>, Vec<Row>)> = BTreeMap::new();
+        for (number, row) in rows.into_iter().enumerate() {
             if let Place::Shard(shard) = view.place(row.0) {
-                by_shard.entry(shard).or_default().push(row);
+                let (numbers, rows) = by_shard.entry(shard).or_default();
+                numbers.push(number);
+                rows.push(row);
             }
         }
-        let mut lags = BTreeMap::new();
-        for (shard, rows) in by_shard {
+        for (shard, (numbers, rows)) in by_shard {
             let Some(link) = self.shards.get(usize::from(shard.get())) else { continue };
-            let tps: Vec<TopicPartition> = rows.iter().map(|(tp, _)| *tp).collect();
             let asked = async {
                 let (reply, answer) = oneshot::channel();
                 link.send(Command::Lag { rows, reply }).await.ok()?;
                 answer.await.ok()
             };
             let told = tokio::time::timeout(PATIENCE, asked).await.ok().flatten().unwrap_or_default();
-            lags.extend(tps.into_iter().zip(told).filter_map(|(tp, lag)| Some((tp, lag?))));
+            for (number, lag) in numbers.into_iter().zip(told) {
+                lags[number] = lag;
+            }
         }
         lags
     }
 }
 
+/// A group's place in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reader {
+    pub(super) group: GroupName,
+    pub(super) tp: TopicPartition,
+    pub(super) offset: Offset,
+}
+
+/// Says once when retention is about to overtake a group, and again after it was out of danger.
+#[derive(Debug, Default)]
+pub(super) struct Watchman {
+    /// The last group that was looked at.
+    last: String,
+    warned: BTreeSet<(GroupName, TopicPartition)>,
+}
+
+impl Watchman {
+    /// Whom to look at next: so many places at most, those of every group in turn.
+    pub(super) fn next(&mut self, coordinator: &Coordinator) -> Vec<Reader> {
+        let mut readers = Vec::new();
+        let last = std::mem::take(&mut self.last);
+        for (name, _) in coordinator.groups_after(&last) {
+            if readers.len() >= READERS_AT_ONCE {
+                break;
+            }
+            self.last = name.to_string();
+            let Some((_, offsets)) = coordinator.group(name) else { continue };
+            let reader = |(&tp, committed): (&TopicPartition, &Committed)| Reader {
+                group: name.clone(),
+                tp,
+                offset: committed.offset,
+            };
+            readers.extend(offsets.iter().map(reader));
+        }
+        if readers.len() < READERS_AT_ONCE {
+            self.last.clear();
+            self.warned.retain(|(group, _)| coordinator.group(group).is_some());
+        }
+        readers
+    }
+
+    /// Takes what was seen.
+    pub(super) fn seen(&mut self, seen: Vec<(Reader, Option<Duration>)>, topics: &Topics) {
+        for (Reader { group, tp, offset }, risk) in seen {
+            let Some(left) = risk else {
+                self.warned.remove(&(group, tp));
+                continue;
+            };
+            if self.warned.insert((group.clone(), tp)) {
+                let topic = topics.iter().find(|(_, (id, _))| *id == tp.topic).map_or("", |(name, _)| name);
+                tracing::warn!(
+                    %group, topic, partition = tp.partition, %offset, seconds_left = left.as_secs_f64(),
+                    "retention is about to delete records that a consumer group has not read"
+                );
+            }
+        }
+    }
+}
+
 fn told(lag: PartitionLag) -> GroupLag {
-    let PartitionLag { log_start, high_watermark, bytes, behind, overtaken_in } = lag;
+    let PartitionLag { log_start, high_watermark, bytes, behind, overtaken_in, .. } = lag;
     GroupLag { log_start, high_watermark, bytes, behind, overtaken_in }
 }
