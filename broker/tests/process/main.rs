@@ -4,6 +4,7 @@
 
 mod dev;
 mod disk_full;
+mod groups;
 mod kill;
 mod output;
 mod round_trip;

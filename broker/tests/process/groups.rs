@@ -1,0 +1,372 @@
+//! A consumer group of real processes: members that join, leave, are killed and are stopped while records come.
+//!
+//! Members are `corelog consume --group`; what each wrote, and when, is what was processed. `GROUP_SECONDS`,
+//! `GROUP_RECORDS` (a second, over all partitions), `GROUP_VALUE_BYTES` make a longer or heavier run, `GROUP_SEED` another
+//! one; `GROUP_STRICT=1` holds gaps against their targets, which a machine shared with other tests may miss.
+
+use crate::support::{Broker, CORELOG, Random, data_folder, host_log, path, setting};
+use corelog_client::{Acks, Client, NewTopic, Record};
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const TOPIC: &str = "lines";
+const GROUP: &str = "readers";
+const PARTITIONS: u32 = 24;
+const MEMBERS: usize = 6;
+/// How often a member commits, and how late that may be on a busy machine.
+const COMMIT_AGE_MAX: Duration = Duration::from_millis(3_500);
+/// A member that goes on after it was stopped may still write what it had taken.
+const AFTERMATH: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_mins(2);
+/// Every partition gets records this often.
+const BEAT: Duration = Duration::from_millis(20);
+
+/// One record, as a member wrote it.
+#[derive(Clone, Copy)]
+struct Seen {
+    member: usize,
+    at: Instant,
+}
+
+/// What all members wrote.
+#[derive(Default)]
+struct Ledger {
+    records: Mutex<BTreeMap<(u32, u64), Vec<Seen>>>,
+    changed: Condvar,
+}
+
+impl Ledger {
+    fn note(&self, member: usize, line: &str) {
+        let (partition, offset) = line.trim().split_once(' ').unwrap();
+        let place = (partition.parse().unwrap(), offset.parse().unwrap());
+        let seen = Seen { member, at: Instant::now() };
+        self.records.lock().unwrap().entry(place).or_default().push(seen);
+        self.changed.notify_all();
+    }
+
+    /// Waits until so many different records were processed.
+    fn wait_for(&self, records: u64) {
+        let seen = self.records.lock().unwrap();
+        let short = |seen: &mut BTreeMap<(u32, u64), Vec<Seen>>| (seen.len() as u64) < records;
+        let (seen, waited) = self.changed.wait_timeout_while(seen, PATIENCE, short).unwrap();
+        assert!(!waited.timed_out(), "{} of {records} records were processed", seen.len());
+    }
+}
+
+/// A member: a process, and who listens to it.
+struct Member {
+    number: usize,
+    child: Child,
+    listener: JoinHandle<()>,
+}
+
+/// What was done to a member.
+#[derive(Clone, Copy, Default, Debug)]
+struct Fate {
+    killed: Option<Instant>,
+    stopped: Option<Instant>,
+    resumed: Option<Instant>,
+}
+
+/// A group under observation.
+struct Group {
+    broker: Broker,
+    ledger: Arc<Ledger>,
+    members: Vec<Member>,
+    fates: Vec<Fate>,
+    session: &'static str,
+}
+
+impl Group {
+    fn new(broker: Broker, session: &'static str) -> Self {
+        let mut group =
+            Self { broker, ledger: Arc::default(), members: Vec::new(), fates: Vec::new(), session };
+        for _ in 0..MEMBERS {
+            group.join();
+        }
+        group
+    }
+
+    fn join(&mut self) {
+        let number = self.fates.len();
+        let args =
+            ["consume", TOPIC, "--group", GROUP, "--session-timeout", self.session, "--format", "%p %o\\n"];
+        let mut child = Command::new(CORELOG)
+            .args(args)
+            .env("CORELOG_BOOTSTRAP", &self.broker.address)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (out, ledger) = (BufReader::new(child.stdout.take().unwrap()), Arc::clone(&self.ledger));
+        let listener = std::thread::spawn(move || {
+            // The last line of one that was killed may be cut short.
+            for line in out.lines().map_while(Result::ok).filter(|line| line.contains(' ')) {
+                ledger.note(number, &line);
+            }
+        });
+        self.members.push(Member { number, child, listener });
+        self.fates.push(Fate::default());
+    }
+
+    fn take(&mut self, random: &mut Random) -> Member {
+        let place = random.below(self.members.len() as u64);
+        self.members.remove(usize::try_from(place).unwrap())
+    }
+
+    /// Ctrl-C, and its end awaited: it commits and leaves.
+    fn leave(member: Member) {
+        let Member { mut child, listener, .. } = member;
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        listener.join().unwrap();
+    }
+
+    fn kill(&mut self, member: Member) {
+        let Member { number, mut child, listener } = member;
+        self.fates[number].killed = Some(Instant::now());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        listener.join().unwrap();
+    }
+
+    fn signal(&mut self, place: usize, signal: Signal) {
+        let member = &self.members[place];
+        kill_process(Pid::from_child(&member.child), signal).unwrap();
+        let fate = &mut self.fates[member.number];
+        if signal == Signal::STOP {
+            (fate.stopped, fate.resumed) = (Some(Instant::now()), None);
+        } else {
+            fate.resumed = Some(Instant::now());
+        }
+    }
+
+    fn end(&mut self) {
+        for member in std::mem::take(&mut self.members) {
+            Self::leave(member);
+        }
+    }
+}
+
+/// Produces lines to all partitions at an even rate until it is told to stop.
+struct Source {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<u64>,
+}
+
+impl Source {
+    fn start(address: &str) -> Self {
+        let per_second = setting("GROUP_RECORDS", 2_400);
+        let value_bytes = usize::try_from(setting("GROUP_VALUE_BYTES", 0)).unwrap();
+        let (stop, address) = (Arc::new(AtomicBool::new(false)), address.to_owned());
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(produce(&address, per_second, value_bytes, &stopped))
+        });
+        Self { stop, thread }
+    }
+
+    /// How many records there are.
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+async fn produce(address: &str, per_second: u64, value_bytes: usize, stop: &AtomicBool) -> u64 {
+    let client = Client::connect(address).await.unwrap();
+    let producer = client.producer(TOPIC).acks(Acks::All).build().unwrap();
+    let log = host_log();
+    let lines: Vec<&[u8]> = log.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let mut lines = lines.iter().cycle();
+    let began = tokio::time::Instant::now();
+    let (mut sent, mut beat) = (0_u64, 0_u32);
+    while !stop.load(Ordering::Relaxed) {
+        beat += 1;
+        let due = u64::from(beat) * u64::try_from(BEAT.as_millis()).unwrap() * per_second / 1_000;
+        while sent < due {
+            let mut value = lines.next().unwrap().to_vec();
+            while value.len() < value_bytes {
+                value.extend_from_slice(lines.next().unwrap());
+            }
+            let partition = u32::try_from(sent % u64::from(PARTITIONS)).unwrap();
+            // Every ticket is answered by the flush at the end, or that fails.
+            drop(producer.enqueue(Record::new(value).partition(partition)).await.unwrap());
+            sent += 1;
+        }
+        // The rate is the load; nothing is waited for here.
+        tokio::time::sleep_until(began + BEAT * beat).await;
+    }
+    producer.close().await.unwrap();
+    sent
+}
+
+async fn create_topic(address: &str) {
+    let client = Client::connect(address).await.unwrap();
+    client.admin().ensure_topic(TOPIC, NewTopic::partitions(PARTITIONS)).await.unwrap();
+}
+
+fn start(folder: &tempfile::TempDir, session: &'static str) -> Group {
+    let broker = Broker::dev(&path(folder, "data"), 0, 1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(create_topic(&broker.address));
+    Group::new(broker, session)
+}
+
+/// The longest pauses, by what happened to the one who had the partition before.
+#[derive(Default, Debug)]
+struct Gaps {
+    /// The partition stayed where it was.
+    unmoved: Duration,
+    /// Its holder let go of it, or left.
+    handed_over: Duration,
+    /// Its holder was killed or stopped.
+    orphaned: Duration,
+}
+
+/// Checks that nothing is missing, and that only what may be is there twice.
+fn check(group: &Group, produced: u64, began: Instant) -> (Gaps, u64) {
+    let records = group.ledger.records.lock().unwrap();
+    assert_eq!(records.len() as u64, produced, "records that were never produced, or are missing");
+    let mut repeated = 0;
+    for ((partition, offset), seen) in records.iter() {
+        let share = produced / u64::from(PARTITIONS) + 1;
+        assert!(*offset < share, "offset {offset} of partition {partition} was never produced");
+        for pair in seen.windows(2) {
+            repeated += 1;
+            let (first, second) = (group.fates[pair[0].member], group.fates[pair[1].member]);
+            let uncommitted = |fate: Fate, at: Instant| {
+                let mishap = [fate.killed, fate.stopped].into_iter().flatten();
+                mishap.into_iter().any(|mishap| at + COMMIT_AGE_MAX >= mishap)
+            };
+            let aftermath = |fate: Fate, at: Instant| {
+                fate.stopped.is_some_and(|stopped| at >= stopped)
+                    && fate.resumed.is_none_or(|resumed| at <= resumed + AFTERMATH)
+            };
+            assert!(
+                uncommitted(first, pair[0].at) || aftermath(second, pair[1].at),
+                "offset {offset} of partition {partition}: processed by member {} ({first:?}) at {:?} and again by \
+                 {} ({second:?}) at {:?}",
+                pair[0].member,
+                pair[0].at,
+                pair[1].member,
+                pair[1].at,
+            );
+        }
+    }
+    let mut gaps = Gaps::default();
+    for partition in 0..PARTITIONS {
+        let places = records.range((partition, 0)..(partition + 1, 0));
+        let mut last: Option<Seen> = None;
+        for seen in places.map(|(_, seen)| seen[0]).filter(|seen| seen.at > began) {
+            if let Some(last) = last {
+                let gap = seen.at.saturating_duration_since(last.at);
+                let fate = group.fates[last.member];
+                let mishap = [fate.killed, fate.stopped].into_iter().flatten();
+                let kind = if mishap.into_iter().any(|mishap| mishap >= last.at && mishap <= seen.at) {
+                    &mut gaps.orphaned
+                } else if last.member == seen.member {
+                    &mut gaps.unmoved
+                } else {
+                    &mut gaps.handed_over
+                };
+                *kind = gap.max(*kind);
+            }
+            last = Some(seen);
+        }
+    }
+    (gaps, repeated)
+}
+
+fn finish(mut group: Group, source: Source, session: Duration, began: Instant) -> u64 {
+    let produced = source.stop();
+    group.ledger.wait_for(produced);
+    group.end();
+    let (gaps, repeated) = check(&group, produced, began);
+    println!(
+        "{produced} records, {repeated} processed twice, {} members in all; gaps {gaps:?}",
+        group.fates.len()
+    );
+    if setting("GROUP_STRICT", 0) == 1 {
+        assert!(gaps.unmoved <= Duration::from_millis(200), "{gaps:?}");
+        assert!(gaps.handed_over <= session / 3, "{gaps:?}");
+        assert!(gaps.orphaned <= session + Duration::from_secs(1), "{gaps:?}");
+    }
+    assert_eq!(group.broker.interrupt(), Some(0));
+    repeated
+}
+
+#[test]
+fn members_that_join_and_leave_process_every_record_once() {
+    let (seconds, seed) = (setting("GROUP_SECONDS", 8), setting("GROUP_SEED", 1));
+    let folder = data_folder();
+    let mut group = start(&folder, "10s");
+    let source = Source::start(&group.broker.address);
+    group.ledger.wait_for(u64::from(PARTITIONS));
+    let (began, mut random) = (Instant::now(), Random(seed));
+    for second in 0..seconds {
+        if group.members.len() <= 3 || group.members.len() < 9 && random.below(2) == 0 {
+            group.join();
+        } else {
+            let member = group.take(&mut random);
+            Group::leave(member);
+        }
+        until(began + Duration::from_secs(second + 1));
+    }
+    let repeated = finish(group, source, Duration::from_secs(10), began);
+    assert_eq!(repeated, 0, "nobody was killed or stopped");
+}
+
+#[test]
+fn members_that_die_or_hang_lose_no_record_and_repeat_what_was_not_committed() {
+    let (seconds, seed) = (setting("GROUP_SECONDS", 8), setting("GROUP_SEED", 2));
+    let folder = data_folder();
+    let mut group = start(&folder, "2s");
+    let source = Source::start(&group.broker.address);
+    group.ledger.wait_for(u64::from(PARTITIONS));
+    let (began, mut random) = (Instant::now(), Random(seed));
+    // Who was stopped goes on after twice the session timeout.
+    let mut stopped: Option<(usize, u64)> = None;
+    for second in 0..seconds + 5 {
+        if let Some((number, _)) = stopped.take_if(|(_, until)| *until <= second) {
+            let place = group.members.iter().position(|member| member.number == number).unwrap();
+            group.signal(place, Signal::CONT);
+        }
+        let free = |member: &Member| stopped.is_none_or(|(number, _)| number != member.number);
+        let places: Vec<usize> =
+            (0..group.members.len()).filter(|&place| free(&group.members[place])).collect();
+        let place = places[usize::try_from(random.below(places.len() as u64)).unwrap()];
+        match random.below(3) {
+            _ if second >= seconds => {}
+            0 => {
+                let member = group.members.remove(place);
+                group.kill(member);
+                group.join();
+            }
+            1 if stopped.is_none() => {
+                group.signal(place, Signal::STOP);
+                stopped = Some((group.members[place].number, second + 4));
+            }
+            _ if group.members.len() < 9 => group.join(),
+            _ => {
+                let member = group.members.remove(place);
+                Group::leave(member);
+            }
+        }
+        until(began + Duration::from_secs(second + 1));
+    }
+    assert!(stopped.is_none());
+    finish(group, source, Duration::from_secs(2), began);
+}
+
+/// The rhythm of the storm; nothing is waited for here.
+fn until(at: Instant) {
+    std::thread::sleep(at.saturating_duration_since(Instant::now()));
+}
