@@ -3,7 +3,7 @@
 .PHONY: help run stop test acceptance bench bench-full fuzz sim fmt lint docs deny
 
 # Settings of single targets, given as `make TARGET NAME=value`.
-export FILE PORT ADMIN_PORT SEED SEEDS TRACE ARGS FUZZ_SECONDS BENCH_PEERS BENCH_REPEAT
+export FILE PORT ADMIN_PORT SEED SEEDS TRACE GROUPS ARGS FUZZ_SECONDS BENCH_PEERS BENCH_REPEAT
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,7 +29,7 @@ bench-full: ## every scenario and peer, kills, and the highest rates; hours (BEN
 fuzz: ## every fuzz target, FUZZ_SECONDS=300 each (installs cargo-fuzz)
 	@sh deploy/tools/fuzz.sh
 
-sim: ## replay one seed of the simulator (SEED=n), or a range (SEEDS=0..500); TRACE=1 tells all
+sim: ## replay one seed of the simulator (SEED=n), or a range (SEEDS=0..500); TRACE=1 tells all, GROUPS=1 groups
 	@sh deploy/tools/sim.sh
 
 fmt: ## format the Rust code

@@ -30,6 +30,21 @@ session_before_flush
 settings_decide_parked_acks
 silence_taken_for_refusal
 "
+# Of consumer groups: the coordinator's, and the client library's.
+GROUPS="
+consumer_begins_anew
+consumer_commits_what_is_not_done
+consumer_lets_go_of_what_is_with_the_user
+consumer_never_fences_itself
+consumer_session_from_the_answer
+group_commits_of_former_holders_count
+group_gives_before_it_was_let_go
+group_offsets_fall
+group_reads_overtake_commits
+group_session_counts_from_the_join
+group_unknown_outcome_counts_as_done
+group_words_of_older_epochs_count
+"
 SEEDS="${SEEDS:-100000}"
 MINUTES="${MINUTES:-10}"
 target="${CARGO_TARGET_DIR:-$PWD/target}/mutants"
@@ -37,7 +52,11 @@ mkdir -p "$target"
 missed=0
 
 # shellcheck disable=SC2048 # names without spaces
-for mutant in ${*:-$MUTANTS}; do
+for mutant in ${*:-$MUTANTS $GROUPS}; do
+    case "$mutant" in
+    consumer_* | group_*) about=--groups ;;
+    *) about= ;;
+    esac
     # Only the workspace's own crates are built anew: the name of the wrapper tells cargo that they differ.
     wrapper="$target/rustc-$mutant.sh"
     printf '#!/bin/sh\nexec "$@" --cfg '\''mutant="%s"'\''\n' "$mutant" >"$wrapper"
@@ -46,14 +65,14 @@ for mutant in ${*:-$MUTANTS}; do
         cargo build --quiet --release --locked --package corelog-sim
     started="$(date +%s)"
     status=0
-    timeout "$((MINUTES * 60))" "$target/release/corelog-sim" --seeds "0..$SEEDS" >"$target/$mutant.log" 2>&1 ||
+    timeout "$((MINUTES * 60))" "$target/release/corelog-sim" ${about:+"$about"} --seeds "0..$SEEDS" >"$target/$mutant.log" 2>&1 ||
         status=$?
     seconds="$(($(date +%s) - started))"
     if [ "$status" -eq 0 ] || [ "$status" -eq 124 ]; then
         printf '%-42s MISSED after %s s\n' "$mutant" "$seconds"
         missed=$((missed + 1))
     else
-        seed="$(sed -n 's/.*make sim SEED=//p' "$target/$mutant.log" | tail -n 1)"
+        seed="$(sed -n 's/.*make sim .*SEED=//p' "$target/$mutant.log" | tail -n 1)"
         what="$(sed -n -e 's/^FAILED: //p' -e '/panicked at/{n;p;}' "$target/$mutant.log" | head -n 1 | cut -c 1-110)"
         printf '%-42s seed %-5s %3s s  %s\n' "$mutant" "$seed" "$seconds" "$what"
     fi

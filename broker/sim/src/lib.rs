@@ -24,6 +24,7 @@ pub mod checker;
 pub mod client;
 pub mod corpus;
 pub mod disk;
+pub mod groups;
 pub mod hands;
 pub mod plan;
 pub mod rig;

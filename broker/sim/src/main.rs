@@ -1,30 +1,32 @@
-//! Replays seeds: `corelog-sim [--seed N] [--seeds A..B] [--trace] [--corpus ROOT]`.
+//! Replays seeds: `corelog-sim [--groups] [--seed N] [--seeds A..B] [--trace] [--corpus ROOT]`.
 //!
-//! Without arguments: a hundred seeds. Ends with 1 at the first seed that violates a promise. With `--corpus`, pieces of
+//! Without arguments: a hundred seeds; with `--groups`, of consumer groups. Ends with 1 at the first seed that violates a promise. With `--corpus`, pieces of
 //! each seed's disk go to the fuzz targets of the repository at ROOT.
 
 use corelog_sim::corpus::Corpus;
-use corelog_sim::{Plan, Sim};
+use corelog_sim::{Plan, Sim, groups};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-const USAGE: &str = "usage: corelog-sim [--seed N] [--seeds A..B] [--trace] [--corpus ROOT]";
+const USAGE: &str = "usage: corelog-sim [--groups] [--seed N] [--seeds A..B] [--trace] [--corpus ROOT]";
 
 struct Arguments {
     seeds: Range<u64>,
     trace: bool,
+    groups: bool,
     corpus: Option<PathBuf>,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Option<Arguments> {
-    let mut parsed = Arguments { seeds: 0..100, trace: false, corpus: None };
+    let mut parsed = Arguments { seeds: 0..100, trace: false, groups: false, corpus: None };
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--trace" => parsed.trace = true,
+            "--groups" => parsed.groups = true,
             "--corpus" => parsed.corpus = Some(arguments.next()?.into()),
             "--seed" => {
                 let seed: u64 = arguments.next()?.parse().ok()?;
@@ -44,13 +46,17 @@ fn parse(arguments: impl Iterator<Item = String>) -> Option<Arguments> {
 /// The seed that is running.
 static SEED: AtomicU64 = AtomicU64::new(0);
 
+/// Whether it is one of groups.
+static GROUPS: AtomicBool = AtomicBool::new(false);
+
 /// An assertion of the broker's decisions ends the process; say first how to come back here.
 #[expect(clippy::print_stdout, reason = "it is a command")]
 fn tell_the_seed_of_a_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |what| {
         report(what);
-        println!("again with: make sim SEED={}", SEED.load(Ordering::Relaxed));
+        let groups = if GROUPS.load(Ordering::Relaxed) { "GROUPS=1 " } else { "" };
+        println!("again with: make sim {groups}SEED={}", SEED.load(Ordering::Relaxed));
     }));
 }
 
@@ -61,6 +67,10 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     tell_the_seed_of_a_panic();
+    if arguments.groups {
+        GROUPS.store(true, Ordering::Relaxed);
+        return run_groups(arguments.seeds, arguments.trace);
+    }
     for seed in arguments.seeds {
         SEED.store(seed, Ordering::Relaxed);
         if arguments.trace {
@@ -87,6 +97,24 @@ fn main() -> ExitCode {
             && let Err(error) = write_corpus(root, seed, &Corpus::of(sim.disk()))
         {
             eprintln!("corelog-sim: {}: {error}", root.display());
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+#[expect(clippy::print_stdout, reason = "it is a command")]
+fn run_groups(seeds: Range<u64>, trace: bool) -> ExitCode {
+    for seed in seeds {
+        SEED.store(seed, Ordering::Relaxed);
+        let plan = groups::Plan::draw(seed);
+        if trace {
+            println!("{plan:#?}");
+        }
+        let outcome = groups::Sim::new(plan, trace).run();
+        println!("seed {seed}: hash {:016x}, {}", outcome.hash, outcome.counts);
+        if let Some(violation) = outcome.violation {
+            println!("FAILED: {violation}\nagain with: make sim GROUPS=1 SEED={seed}");
             return ExitCode::FAILURE;
         }
     }

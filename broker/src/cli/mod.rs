@@ -59,6 +59,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>, server: &Server) -> ExitCod
         Command::Topic(args) => client_command(output, topic::run(args, output)),
         Command::Group(args) => client_command(output, group::run(args, output)),
         Command::Produce(args) => client_command(output, produce::run(args, output)),
+        // Whoever reads the output may let it wait; the group must hear from this member all the same.
+        Command::Consume(args) if args.group.is_some() => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            run_on(runtime, output, consume::run(args, output))
+        }
         Command::Consume(args) => client_command(output, consume::run(args, output)),
     }
 }
@@ -99,7 +104,15 @@ fn ended(output: OutputFormat, result: Result<(), Failure>) -> ExitCode {
 
 /// Runs a client's command on a runtime of one thread: there is one core's work to do, and no other thread to wait for.
 fn client_command(output: OutputFormat, command: impl Future<Output = Result<(), Failure>>) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    run_on(tokio::runtime::Builder::new_current_thread().enable_all().build(), output, command)
+}
+
+fn run_on(
+    runtime: io::Result<tokio::runtime::Runtime>,
+    output: OutputFormat,
+    command: impl Future<Output = Result<(), Failure>>,
+) -> ExitCode {
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return Failure::fault("cannot start", &error).report(output),
     };

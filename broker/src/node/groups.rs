@@ -7,13 +7,13 @@
 //! for the store before it takes the next request. Refuses to know who may have what, and how groups are written.
 
 mod lag;
-mod words;
 
 use crate::meta::groups::{Claim, GroupStore, GroupStoreError};
 use crate::net::ControlRequest;
 use crate::rt::Clock;
 use corelog_core::group::{
-    Ask, AskId, Coordinator, CoordinatorSettings, GroupEffect, GroupInput, GroupName, GroupReply, Topics,
+    self, Ask, AskId, Coordinator, CoordinatorSettings, GroupEffect, GroupInput, GroupName, GroupReply,
+    Question, Topics,
 };
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::Kind;
@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use words::Question;
 
 pub use lag::LagMeter;
 use lag::Watchman;
@@ -165,9 +164,9 @@ impl Groups {
         let ControlRequest { request, answer_bytes_max, reply } = request;
         let kind = request.kind();
         let answer = match request {
-            Request::ListGroups(list) => Answer::ListGroups(words::listed(&self.coordinator, &list)),
+            Request::ListGroups(list) => Answer::ListGroups(group::listed(&self.coordinator, &list)),
             Request::DescribeGroup(describe) => {
-                match words::described(&self.coordinator, &describe.group, answer_bytes_max) {
+                match group::described(&self.coordinator, &describe.group, answer_bytes_max) {
                     Ok(answer) => {
                         tokio::spawn(self.meter.clone().complete(answer, reply));
                         return;
@@ -231,7 +230,7 @@ impl Groups {
 
     fn answer(&mut self, ask_id: AskId, reply: GroupReply) {
         let Some(Asked { kind, answer_bytes_max, reply: asker }) = self.asked.remove(&ask_id) else { return };
-        let answer = words::answer(kind, reply, self.coordinator.topics(), answer_bytes_max);
+        let answer = group::answer(kind, reply, self.coordinator.topics(), answer_bytes_max);
         // An asker that left needs no answer.
         drop(asker.send(answer));
     }

@@ -8,6 +8,7 @@ use crate::support::{Broker, CORELOG, Random, data_folder, host_log, path, setti
 use corelog_client::{Acks, Client, NewTopic, Record};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,11 +68,29 @@ struct Member {
 }
 
 /// What was done to a member.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Default)]
 struct Fate {
     killed: Option<Instant>,
-    stopped: Option<Instant>,
-    resumed: Option<Instant>,
+    /// From when to when.
+    stopped: Vec<(Instant, Option<Instant>)>,
+}
+
+impl Fate {
+    fn mishaps(&self) -> impl Iterator<Item = Instant> {
+        self.killed.into_iter().chain(self.stopped.iter().map(|(at, _)| *at))
+    }
+
+    /// Whether what was processed then need not have been committed.
+    fn excuses(&self, at: Instant) -> bool {
+        self.mishaps().any(|mishap| at + COMMIT_AGE_MAX >= mishap && at <= mishap + AFTERMATH)
+    }
+
+    /// Whether what was processed then may have been taken before a stop.
+    fn is_aftermath(&self, at: Instant) -> bool {
+        let after =
+            |(from, to): &(Instant, Option<Instant>)| at >= *from && to.is_none_or(|to| at <= to + AFTERMATH);
+        self.stopped.iter().any(after)
+    }
 }
 
 /// A group under observation.
@@ -141,9 +160,9 @@ impl Group {
         kill_process(Pid::from_child(&member.child), signal).unwrap();
         let fate = &mut self.fates[member.number];
         if signal == Signal::STOP {
-            (fate.stopped, fate.resumed) = (Some(Instant::now()), None);
-        } else {
-            fate.resumed = Some(Instant::now());
+            fate.stopped.push((Instant::now(), None));
+        } else if let Some((_, resumed)) = fate.stopped.last_mut() {
+            *resumed = Some(Instant::now());
         }
     }
 
@@ -227,12 +246,12 @@ struct Gaps {
     unmoved: Duration,
     /// Its holder let go of it, or left.
     handed_over: Duration,
-    /// Its holder was killed or stopped.
+    /// Its holder was killed or stopped, or whoever was to have it next.
     orphaned: Duration,
 }
 
 /// Checks that nothing is missing, and that only what may be is there twice.
-fn check(group: &Group, produced: u64, began: Instant) -> (Gaps, u64) {
+fn check(group: &Group, produced: u64, session: Duration, began: Instant) -> (Gaps, u64) {
     let records = group.ledger.records.lock().unwrap();
     assert_eq!(records.len() as u64, produced, "records that were never produced, or are missing");
     let mut repeated = 0;
@@ -241,23 +260,13 @@ fn check(group: &Group, produced: u64, began: Instant) -> (Gaps, u64) {
         assert!(*offset < share, "offset {offset} of partition {partition} was never produced");
         for pair in seen.windows(2) {
             repeated += 1;
-            let (first, second) = (group.fates[pair[0].member], group.fates[pair[1].member]);
-            let uncommitted = |fate: Fate, at: Instant| {
-                let mishap = [fate.killed, fate.stopped].into_iter().flatten();
-                mishap.into_iter().any(|mishap| at + COMMIT_AGE_MAX >= mishap)
-            };
-            let aftermath = |fate: Fate, at: Instant| {
-                fate.stopped.is_some_and(|stopped| at >= stopped)
-                    && fate.resumed.is_none_or(|resumed| at <= resumed + AFTERMATH)
-            };
+            let (first, second) = (&group.fates[pair[0].member], &group.fates[pair[1].member]);
             assert!(
-                uncommitted(first, pair[0].at) || aftermath(second, pair[1].at),
-                "offset {offset} of partition {partition}: processed by member {} ({first:?}) at {:?} and again by \
-                 {} ({second:?}) at {:?}",
+                first.excuses(pair[0].at) || second.is_aftermath(pair[1].at),
+                "offset {offset} of partition {partition} was processed by member {} and again by {}; {}",
                 pair[0].member,
-                pair[0].at,
                 pair[1].member,
-                pair[1].at,
+                history(group, &records, *partition, began),
             );
         }
     }
@@ -268,11 +277,15 @@ fn check(group: &Group, produced: u64, began: Instant) -> (Gaps, u64) {
         for seen in places.map(|(_, seen)| seen[0]).filter(|seen| seen.at > began) {
             if let Some(last) = last {
                 let gap = seen.at.saturating_duration_since(last.at);
-                let fate = group.fates[last.member];
-                let mishap = [fate.killed, fate.stopped].into_iter().flatten();
-                let kind = if mishap.into_iter().any(|mishap| mishap >= last.at && mishap <= seen.at) {
+                let within = |mishap: Instant| mishap >= last.at && mishap <= seen.at;
+                // Whoever was to have it next may have been hit before he could begin, and be waited for.
+                let lately = |mishap: Instant| mishap + session >= last.at && mishap <= seen.at;
+                let moved = last.member != seen.member;
+                let kind = if group.fates[last.member].mishaps().any(within)
+                    || moved && group.fates.iter().any(|fate| fate.mishaps().any(lately))
+                {
                     &mut gaps.orphaned
-                } else if last.member == seen.member {
+                } else if !moved {
                     &mut gaps.unmoved
                 } else {
                     &mut gaps.handed_over
@@ -285,11 +298,43 @@ fn check(group: &Group, produced: u64, began: Instant) -> (Gaps, u64) {
     (gaps, repeated)
 }
 
+/// Who processed what of a partition, and what happened to him, in milliseconds since the beginning.
+fn history(
+    group: &Group,
+    records: &BTreeMap<(u32, u64), Vec<Seen>>,
+    partition: u32,
+    began: Instant,
+) -> String {
+    let ms = |at: Instant| at.saturating_duration_since(began).as_millis();
+    let mut seen: Vec<(Instant, usize, u64)> = records
+        .range((partition, 0)..(partition + 1, 0))
+        .flat_map(|((_, offset), seen)| seen.iter().map(|seen| (seen.at, seen.member, *offset)))
+        .collect();
+    seen.sort_unstable();
+    let mut text = String::new();
+    for run in seen.chunk_by(|left, right| left.1 == right.1) {
+        let (first, last) = (run[0], run[run.len() - 1]);
+        let fate = &group.fates[first.1];
+        let stopped: Vec<_> = fate.stopped.iter().map(|(from, to)| (ms(*from), to.map(ms))).collect();
+        let _ = write!(
+            text,
+            "\nmember {}: {} to {} at {} to {} ms, killed {:?}, stopped {stopped:?}",
+            first.1,
+            first.2,
+            last.2,
+            ms(first.0),
+            ms(last.0),
+            fate.killed.map(ms),
+        );
+    }
+    text
+}
+
 fn finish(mut group: Group, source: Source, session: Duration, began: Instant) -> u64 {
     let produced = source.stop();
     group.ledger.wait_for(produced);
     group.end();
-    let (gaps, repeated) = check(&group, produced, began);
+    let (gaps, repeated) = check(&group, produced, session, began);
     println!(
         "{produced} records, {repeated} processed twice, {} members in all; gaps {gaps:?}",
         group.fates.len()

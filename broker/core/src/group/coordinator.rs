@@ -95,7 +95,8 @@ impl Ask {
     /// leaves, and who reads sees what was asked before.
     fn is_behind(&self, waiting: &[(Option<AskId>, Self)]) -> bool {
         let member = self.member();
-        waiting.iter().any(|(_, other)| member.is_none() || other.member() == member)
+        let overtakes = cfg!(mutant = "group_reads_overtake_commits");
+        !overtakes && waiting.iter().any(|(_, other)| member.is_none() || other.member() == member)
     }
 }
 
@@ -511,7 +512,9 @@ impl Group {
     /// A member spoke: its session begins anew, whatever becomes of what it said.
     fn seen(&mut self, now: Now, ask: &Ask) {
         let (Ask::Heartbeat { member, .. } | Ask::Join { member, .. }) = ask else { return };
-        if let Some(info) = self.membership.info(*member) {
+        if let Some(info) =
+            self.membership.info(*member).filter(|_| !cfg!(mutant = "group_session_counts_from_the_join"))
+        {
             self.sessions.insert(*member, now.instant.after(info.session_timeout));
         }
     }
@@ -635,7 +638,7 @@ impl Group {
         out: &mut Vec<GroupEffect>,
     ) {
         let Some(draft) = self.draft.take() else { return };
-        if !done {
+        if !done && !cfg!(mutant = "group_unknown_outcome_counts_as_done") {
             self.loaded = false;
             let unanswered = draft.promises.into_iter().map(|(ask_id, _)| ask_id);
             out.extend(unanswered.map(|ask_id| refused(ask_id, GroupRefusal::Unavailable)));
@@ -767,7 +770,9 @@ impl Draft {
             let may = |(id, epoch)| self.membership.check_commit(id, epoch, tp);
             let check = world.check(tp).and_then(|()| Ok(member.map_or(Ok(()), may)?));
             let before = self.offset(tp, group);
-            let forward = member.is_none() || before.is_none_or(|before| before.offset <= committed.offset);
+            let forward = member.is_none()
+                || cfg!(mutant = "group_offsets_fall")
+                || before.is_none_or(|before| before.offset <= committed.offset);
             if check.is_ok() && forward && before != Some(&committed) {
                 self.offsets.insert(tp, Some(committed));
             }

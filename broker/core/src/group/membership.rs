@@ -257,7 +257,7 @@ impl Membership {
         if epoch > member.epoch {
             return Err(MemberRefusal::Fenced);
         }
-        if epoch < member.epoch {
+        if epoch < member.epoch && !cfg!(mutant = "group_words_of_older_epochs_count") {
             // It does not know yet what it has; what it says of it is out of date.
             return Ok(());
         }
@@ -339,6 +339,7 @@ impl Membership {
         }
         match self.holdings.get(&tp) {
             Some(holding) if holding.member == id && holding.since <= epoch => Ok(()),
+            Some(_) if cfg!(mutant = "group_commits_of_former_holders_count") => Ok(()),
             _ => Err(MemberRefusal::NotHolder { tp }),
         }
     }
@@ -437,6 +438,9 @@ impl Membership {
             }
         }
         for (&tp, &member) in &self.target {
+            if cfg!(mutant = "group_gives_before_it_was_let_go") {
+                self.holdings.retain(|other, holding| *other != tp || holding.member == member);
+            }
             self.holdings.entry(tp).or_insert_with(|| {
                 changed.insert(member);
                 Holding { member, since: epoch, leaving: false }

@@ -10,6 +10,7 @@ mod membership;
 mod name;
 mod subscription;
 mod wishes;
+mod words;
 
 pub use coordinator::{
     Ask, AskId, Change, CommitRefusal, Committed, Coordinator, CoordinatorSettings, GroupEffect, GroupInput,
@@ -24,3 +25,4 @@ pub use wishes::{
     MEMBER_TEXT_BYTES_MAX, MemberInfo, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN, SUBSCRIPTION_MAX,
     WishRefusal,
 };
+pub use words::{Question, answer, described, listed};

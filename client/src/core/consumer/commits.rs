@@ -75,6 +75,11 @@ impl Commits {
         self.wanted.insert(tp, progress);
     }
 
+    /// Nothing is wanted any more; what is under way is.
+    pub(super) fn forget_wanted(&mut self) {
+        self.wanted.clear();
+    }
+
     /// Wants it unless as much is wanted or under way.
     fn want_more(&mut self, tp: TopicPartition, done: &Progress) {
         let flying = self.flight.as_ref().and_then(|flight| flight.rows.get(&tp));
@@ -255,7 +260,7 @@ impl Consumer {
     /// The group has given the partition to somebody else, or it is gone: nothing of it is to be committed again.
     fn commit_refused(&mut self, tp: TopicPartition) {
         self.commits.wanted.remove(&tp);
-        self.early.take_if(|(early, _)| *early == tp);
+        self.early.retain(|(early, _)| *early != tp);
         if let Some(part) = self.parts.get_mut(&tp) {
             part.done = None;
             part.given = None;

@@ -14,8 +14,8 @@ use corelog_wire::message::{
 };
 
 use super::{
-    Consumer, ConsumerEvent, Out, Part, Partitions, Phase, Progress, Reader, ReaderConfig, Share, Stage,
-    Taken, TopicReader, outgoing,
+    CommitMode, Consumer, ConsumerEvent, Out, Part, Partitions, Phase, Progress, Reader, ReaderConfig, Share,
+    Stage, Taken, TopicReader, outgoing,
 };
 use crate::core::random::Random;
 use crate::core::{Effect, Input, RequestId, Start};
@@ -82,7 +82,12 @@ impl Member {
 
     /// Whether nobody else can have been given what this member has.
     pub(super) fn is_safe(&self, now: Instant) -> bool {
-        self.safe_until.is_some_and(|until| now < until)
+        self.safe_until.is_some_and(|until| now < until || cfg!(mutant = "consumer_never_fences_itself"))
+    }
+
+    /// Whether it has told the coordinator that it goes.
+    pub(super) fn says_farewell(&self) -> bool {
+        self.farewell.is_some() || self.left
     }
 
     pub(super) fn has_left(&self) -> bool {
@@ -113,7 +118,7 @@ impl Consumer {
     pub(super) fn lose(&mut self, out: &mut Out) {
         let lost: Vec<Share> = std::mem::take(&mut self.parts).into_values().map(|part| part.share).collect();
         self.readers.clear();
-        self.early = None;
+        self.early.clear();
         self.told.clear();
         let error = Error::refused(ErrorCode::UnknownMember, "the session in the group has ended");
         self.commits.fail_all(&error, out);
@@ -197,7 +202,8 @@ impl Consumer {
         // One of an earlier membership otherwise.
         let Some(sent) = self.member.beats.remove(&id) else { return };
         (self.member.attempts, self.member.trouble) = (0, None);
-        let until = sent + self.config.wishes.session_timeout;
+        let from = if cfg!(mutant = "consumer_session_from_the_answer") { now } else { sent };
+        let until = from + self.config.wishes.session_timeout;
         self.member.safe_until = Some(self.member.safe_until.map_or(until, |was| was.max(until)));
         if answer.member_epoch <= self.member.epoch {
             return;
@@ -228,9 +234,9 @@ impl Consumer {
         let mut shares = Vec::with_capacity(gone.len());
         for tp in gone {
             self.stop_reading(tp);
-            let listens = self.listens;
+            let waits = self.listens || self.early.iter().any(|(early, _)| *early == tp);
             if let Some(part) = self.parts.get_mut(&tp) {
-                part.stage = if listens || part.is_with_user() { Stage::Leaving } else { Stage::Letting };
+                part.stage = if waits || part.is_with_user() { Stage::Leaving } else { Stage::Letting };
                 shares.push(part.share.clone());
             }
         }
@@ -243,11 +249,11 @@ impl Consumer {
     /// Reads nothing more of a partition. Where nothing was ever committed, its next holder goes on where this one
     /// began.
     pub(super) fn stop_reading(&mut self, tp: TopicPartition) {
-        self.early.take_if(|(early, _)| *early == tp);
         let Some(reader) = self.readers.get_mut(&tp.topic) else { return };
         let position = reader.machine.position(tp.partition);
         reader.machine.unassign(tp.partition);
         if let (Some(part), Some(position)) = (self.parts.get_mut(&tp), position)
+            && matches!(self.config.commit, CommitMode::After(_))
             && part.committed.is_none()
             && part.given.is_none()
         {
@@ -279,6 +285,11 @@ impl Consumer {
         let letting = self.parts.iter().filter(|(_, part)| part.stage == Stage::Letting);
         let gone: Vec<TopicPartition> =
             letting.map(|(tp, _)| *tp).filter(|tp| self.is_settled(*tp)).collect();
+        #[cfg(mutant = "consumer_lets_go_of_what_is_with_the_user")]
+        let gone: Vec<TopicPartition> = {
+            let leaving = |part: &Part| matches!(part.stage, Stage::Letting | Stage::Leaving);
+            self.parts.iter().filter(|(_, part)| leaving(part)).map(|(tp, _)| *tp).collect()
+        };
         if gone.is_empty() {
             return;
         }
@@ -332,7 +343,8 @@ impl Consumer {
             };
             part.stage = Stage::Read;
             part.committed = known.get(&tp).copied();
-            let start = part.committed.map_or(self.config.start, Start::Offset);
+            let ignores = cfg!(mutant = "consumer_begins_anew");
+            let start = part.committed.filter(|_| !ignores).map_or(self.config.start, Start::Offset);
             let topic = part.share.topic.clone();
             if !self.readers.contains_key(&tp.topic) {
                 let partitions = Partitions::Assigned(tp.topic);

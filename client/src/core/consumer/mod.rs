@@ -157,7 +157,8 @@ struct Part {
 impl Part {
     /// What is done with and not committed.
     fn uncommitted(&self) -> Option<&Progress> {
-        self.done.as_ref().filter(|done| self.committed.is_none_or(|committed| committed < done.offset))
+        let done = if cfg!(mutant = "consumer_commits_what_is_not_done") { &self.given } else { &self.done };
+        done.as_ref().filter(|done| self.committed.is_none_or(|committed| committed < done.offset))
     }
 
     fn is_with_user(&self) -> bool {
@@ -172,6 +173,9 @@ struct TopicReader {
     slot: u64,
     machine: Reader,
 }
+
+/// Batches that are committed together before they are given.
+const EARLY_MAX: usize = 32;
 
 /// Bits of a request's number that are a reader's own; those above say which reader it is, 0 is the consumer itself.
 const SLOT_SHIFT: u32 = 40;
@@ -206,8 +210,8 @@ pub struct Consumer {
     told: BTreeSet<TopicPartition>,
     /// Whether the user wants to hear of partitions that come and go.
     listens: bool,
-    /// A batch whose end has to be committed before it is given.
-    early: Option<(TopicPartition, Batch)>,
+    /// Batches whose ends have to be committed before they are given.
+    early: VecDeque<(TopicPartition, Batch)>,
     /// The topic whose turn it is to be taken from.
     turn: Option<TopicId>,
     taken_at: Option<Instant>,
@@ -236,7 +240,7 @@ impl Consumer {
             news: VecDeque::new(),
             told: BTreeSet::new(),
             listens: false,
-            early: None,
+            early: VecDeque::new(),
             turn: None,
             taken_at: None,
             resting: false,
@@ -338,28 +342,40 @@ impl Consumer {
         if !self.member.is_safe(now) {
             return None;
         }
-        let (tp, batch) = match self.early.take() {
-            Some(early) => early,
-            None => match self.take_batch()? {
-                Ok(taken) => taken,
-                Err(error) => return Some(Err(error)),
-            },
-        };
-        if self.config.commit == CommitMode::Before && !self.is_committed(tp, &batch) {
-            self.commits.want(tp, Progress::after(&batch));
-            self.early = Some((tp, batch));
-            return None;
+        if self.config.commit == CommitMode::Before {
+            return self.take_committed();
         }
+        Some(self.take_batch()?.map(|(tp, batch)| self.give(tp, batch)))
+    }
+
+    /// The next batch whose end is committed. Those after it are committed meanwhile.
+    fn take_committed(&mut self) -> Option<Result<Taken, Error>> {
+        while self.early.len() < EARLY_MAX {
+            match self.take_batch() {
+                Some(Ok((tp, batch))) => {
+                    if !self.is_committed(tp, &batch) {
+                        self.commits.want(tp, Progress::after(&batch));
+                    }
+                    self.early.push_back((tp, batch));
+                }
+                Some(Err(error)) => return Some(Err(error)),
+                None => break,
+            }
+        }
+        let place = self.early.iter().position(|(tp, batch)| self.is_committed(*tp, batch))?;
+        let (tp, batch) = self.early.remove(place)?;
         Some(Ok(self.give(tp, batch)))
     }
 
     /// The user took again: what he had is done with.
     fn came_back(&mut self) {
-        let told = std::mem::take(&mut self.told);
         for (tp, part) in &mut self.parts {
             part.done.clone_from(&part.given);
-            if part.stage == Stage::Leaving && (!self.listens || told.contains(tp)) {
+            // What is committed already has to be given, as nobody else will.
+            let waits = self.early.iter().any(|(early, _)| early == tp);
+            if part.stage == Stage::Leaving && !waits && (!self.listens || self.told.contains(tp)) {
                 part.stage = Stage::Letting;
+                self.told.remove(tp);
             }
         }
     }
@@ -433,11 +449,8 @@ impl Consumer {
     /// # Errors
     /// [`Error::Usage`] if it is not this consumer's.
     pub fn seek(&mut self, share: &Share, start: Start) -> Result<(), Error> {
-        if let Some((tp, _)) = &self.early
-            && self.parts.get(tp).is_some_and(|part| part.share == *share)
-        {
-            self.early = None;
-        }
+        let place = self.place_of(share)?;
+        self.early.retain(|(tp, _)| *tp != place);
         let (reader, partition) = self.reader_of(share)?;
         reader.seek(partition, start)?;
         // What was taken before has nothing to do with what will be.
@@ -463,6 +476,20 @@ impl Consumer {
     pub fn shares(&self) -> impl Iterator<Item = &Share> {
         let here = |part: &&Part| matches!(part.stage, Stage::Wanted | Stage::Read);
         self.parts.values().filter(here).map(|part| &part.share)
+    }
+
+    /// The partitions that this member may be at work on, which nobody else may then: for those who check that.
+    pub fn holds(&self, now: Instant) -> impl Iterator<Item = TopicPartition> + '_ {
+        let holds = self.member.is_safe(now) && !self.member.says_farewell();
+        self.parts.keys().copied().filter(move |_| holds)
+    }
+
+    /// Which partition a batch is of, while that is this consumer's.
+    #[must_use]
+    pub fn place_of_batch(&self, batch: &Batch) -> Option<TopicPartition> {
+        let is_its =
+            |part: &Part| part.share.topic == *batch.topic() && part.share.partition == batch.partition();
+        self.parts.iter().find(|(_, part)| is_its(part)).map(|(tp, _)| *tp)
     }
 
     /// How many offsets lie between the position in a partition and its high watermark; none until both are known.
@@ -511,6 +538,11 @@ impl Consumer {
             self.stop_reading(tp);
         }
         self.readers.clear();
+        if self.config.commit == CommitMode::Before {
+            // What is not given any more is not to be committed.
+            self.commits.forget_wanted();
+            self.early.clear();
+        }
     }
 
     /// Ends it here and now; the group finds out when the session is over.
@@ -546,7 +578,7 @@ impl Consumer {
     /// Until when the user has to come back.
     fn processing_deadline(&self) -> Option<Instant> {
         let waits = self.parts.values().any(Part::is_with_user)
-            || self.early.is_some()
+            || !self.early.is_empty()
             || self.buffered_bytes() > 0
             || !self.told.is_empty();
         let taken_at = self.taken_at.filter(|_| waits && !self.resting && self.phase == Phase::Open)?;

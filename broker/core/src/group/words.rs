@@ -1,10 +1,12 @@
 //! Between the words of the wire and those of the coordinator.
+//!
+//! Invariant: what reaches the coordinator is within its bounds, and what does not is refused with the rule it broke.
 
-use corelog_core::group::{
+use super::{
     Ask, CommitRefusal, Committed, Coordinator, GroupName, GroupRefusal, GroupReply, HeldRecord, MemberInfo,
     MemberRecord, MemberRefusal, Topics,
 };
-use corelog_core::limits::{OFFSET_METADATA_BYTES_MAX, REQUEST_DEADLINE_MAX};
+use crate::limits::{OFFSET_METADATA_BYTES_MAX, REQUEST_DEADLINE_MAX};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::Kind;
 use corelog_wire::ids::{MemberEpoch, TopicId, TopicPartition};
@@ -28,14 +30,19 @@ const MEMBER_BYTES: u64 = 256;
 
 /// What a request asks of a group.
 #[derive(Debug)]
-pub(super) struct Question {
-    pub(super) group: GroupName,
-    pub(super) ask: Ask,
+pub struct Question {
+    /// The group.
+    pub group: GroupName,
+    /// What.
+    pub ask: Ask,
 }
 
 impl Question {
-    /// What a request asks; a refusal if it breaks a rule that needs no group to be known.
-    pub(super) fn of(request: Request) -> Result<Self, Refusal> {
+    /// What a request asks.
+    ///
+    /// # Errors
+    /// A refusal if it breaks a rule that needs no group to be known.
+    pub fn of(request: Request) -> Result<Self, Refusal> {
         let (group, ask) = match request {
             Request::GroupHeartbeat(heartbeat) => (heartbeat.group.clone(), heartbeat_ask(heartbeat)?),
             Request::OffsetCommit(commit) => (commit.group.clone(), commit_ask(commit)?),
@@ -95,8 +102,9 @@ fn commit_ask(commit: OffsetCommitRequest) -> Result<Ask, Refusal> {
     Ok(Ask::Commit { member: commit.member, offsets: commit.rows.into_iter().map(offset).collect() })
 }
 
-/// The answer to a request of a kind.
-pub(super) fn answer(kind: Kind, reply: GroupReply, topics: &Topics, bytes_max: u64) -> Answer {
+/// The answer to a request of a kind, of so many bytes at most.
+#[must_use]
+pub fn answer(kind: Kind, reply: GroupReply, topics: &Topics, bytes_max: u64) -> Answer {
     match reply {
         GroupReply::Granted { epoch, partitions } => Answer::GroupHeartbeat(GroupHeartbeatAnswer {
             member_epoch: epoch,
@@ -183,7 +191,8 @@ fn shares(partitions: &BTreeSet<TopicPartition>, topics: &Topics) -> Vec<TopicSh
 }
 
 /// The groups after a name, as many as one answer holds.
-pub(super) fn listed(coordinator: &Coordinator, request: &ListGroupsRequest) -> ListGroupsAnswer {
+#[must_use]
+pub fn listed(coordinator: &Coordinator, request: &ListGroupsRequest) -> ListGroupsAnswer {
     let mut after = coordinator.groups_after(&request.after);
     let groups: Vec<ListedGroup> = after
         .by_ref()
@@ -197,7 +206,10 @@ pub(super) fn listed(coordinator: &Coordinator, request: &ListGroupsRequest) -> 
 }
 
 /// Who is in a group and where it is, without what only shards know.
-pub(super) fn described(
+///
+/// # Errors
+/// A refusal if there is no such group, or the answer would have more bytes than it may.
+pub fn described(
     coordinator: &Coordinator,
     group: &str,
     bytes_max: u64,
