@@ -88,6 +88,8 @@ pub struct GroupHeartbeatRequest {
     pub max_wait_ms: u32,
     /// The partitions that it works on.
     pub owned: Vec<TopicPartition>,
+    /// How many heartbeats it has sent, this one included: one that comes after a later one says nothing any more.
+    pub beat: u64,
     /// What it wants: when it joins, and when that changed.
     pub wishes: Option<Box<MemberWishes>>,
 }
@@ -128,6 +130,7 @@ impl GroupHeartbeatRequest {
             wait_ms_max: self.max_wait_ms,
             owned,
             wishes,
+            beat: self.beat,
         };
         let root = fb::GroupHeartbeatRequest::create(&mut b, &args);
         finish(b, root)
@@ -156,6 +159,7 @@ impl GroupHeartbeatRequest {
             leave,
             max_wait_ms: table.wait_ms_max(),
             owned: table.owned().map(|owned| owned.iter().map(partition).collect()).unwrap_or_default(),
+            beat: table.beat(),
             wishes,
         })
     }

@@ -81,6 +81,7 @@ fn requests() -> Vec<Request> {
             leave: Leave::Away,
             max_wait_ms: 3000,
             owned: vec![tp(0), tp(9)],
+            beat: 17,
             wishes: Some(Box::new(wishes())),
         }),
         Request::OffsetCommit(OffsetCommitRequest {

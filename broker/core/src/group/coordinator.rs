@@ -51,10 +51,17 @@ pub enum Ask {
         epoch: MemberEpoch,
         /// What it works on.
         has: BTreeSet<TopicPartition>,
+        /// How many it has sent.
+        beat: u64,
         /// What it wants, if that changed.
         info: Option<MemberInfo>,
         /// How long the answer may be held while nothing changes for the member.
         wait: Duration,
+    },
+    /// What may a member have?
+    Granted {
+        /// Who.
+        member: MemberId,
     },
     /// A member goes; for a restart if `away`.
     Leave {
@@ -83,9 +90,10 @@ pub enum Ask {
 impl Ask {
     fn member(&self) -> Option<MemberId> {
         match self {
-            Self::Join { member, .. } | Self::Heartbeat { member, .. } | Self::Leave { member, .. } => {
-                Some(*member)
-            }
+            Self::Join { member, .. }
+            | Self::Heartbeat { member, .. }
+            | Self::Granted { member }
+            | Self::Leave { member, .. } => Some(*member),
             Self::Commit { member, .. } => member.map(|(id, _)| id),
             Self::Offsets | Self::Delete { .. } => None,
         }
@@ -290,6 +298,8 @@ struct Group {
     offsets: BTreeMap<TopicPartition, Committed>,
     /// When each member's session ends.
     sessions: BTreeMap<MemberId, Instant>,
+    /// The last heartbeat that was heard of each.
+    beats: BTreeMap<MemberId, u64>,
     held: BTreeMap<MemberId, Held>,
     waiting: Vec<(Option<AskId>, Ask)>,
     draft: Option<Draft>,
@@ -442,7 +452,7 @@ impl Coordinator {
         let Some(group) = self.groups.get_mut(name).filter(room) else {
             return out.push(refused(ask_id, GroupRefusal::Unavailable));
         };
-        group.seen(now, &ask);
+        let ask = group.seen(now, ask);
         group.waiting.push((Some(ask_id), ask));
         self.pump(now, name, out);
     }
@@ -509,14 +519,26 @@ impl Group {
         self.topics_changed = true;
     }
 
-    /// A member spoke: its session begins anew, whatever becomes of what it said.
-    fn seen(&mut self, now: Now, ask: &Ask) {
-        let (Ask::Heartbeat { member, .. } | Ask::Join { member, .. }) = ask else { return };
-        if let Some(info) =
-            self.membership.info(*member).filter(|_| !cfg!(mutant = "group_session_counts_from_the_join"))
-        {
-            self.sessions.insert(*member, now.instant.after(info.session_timeout));
+    /// A member spoke: its session begins anew, whatever becomes of what it said. What it said before something that was
+    /// heard already says nothing any more: it is asked about what it may have, no more.
+    fn seen(&mut self, now: Now, ask: Ask) -> Ask {
+        let (member, beat) = match &ask {
+            Ask::Heartbeat { member, beat, .. } => (*member, Some(*beat)),
+            Ask::Join { member, .. } => (*member, None),
+            _ => return ask,
+        };
+        if let Some(beat) = beat {
+            let last = self.beats.entry(member).or_default();
+            if beat < *last {
+                return Ask::Granted { member };
+            }
+            *last = beat;
         }
+        let counts = !cfg!(mutant = "group_session_counts_from_the_join");
+        if let Some(info) = self.membership.info(member).filter(|_| counts) {
+            self.sessions.insert(member, now.instant.after(info.session_timeout));
+        }
+        ask
     }
 
     /// Ends the sessions of the silent, and answers heartbeats that were held long enough. Not while the group is being
@@ -672,6 +694,7 @@ impl Group {
 
     /// Members that are new begin their sessions; those that went have none.
     fn renew_sessions(&mut self, now: Now) {
+        self.beats.retain(|id, _| self.membership.info(*id).is_some());
         let mut before = std::mem::take(&mut self.sessions);
         for (id, info) in self.membership.members() {
             let end = before.remove(&id).unwrap_or(now.instant.after(info.session_timeout));
@@ -729,7 +752,8 @@ impl Draft {
                 Ok(()) => Promise::Granted { member, known: None, wait: Duration::ZERO },
                 Err(refusal) => refused(refusal),
             },
-            Ask::Heartbeat { member, epoch, has, info, wait } => {
+            Ask::Granted { member } => Promise::Granted { member, known: None, wait: Duration::ZERO },
+            Ask::Heartbeat { member, epoch, has, info, wait, .. } => {
                 let heard = self.membership.heard(member, epoch, &has);
                 let changed = heard
                     .and_then(|()| info.map_or(Ok(()), |info| self.membership.change(member, info, topics)));

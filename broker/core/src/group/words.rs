@@ -68,7 +68,8 @@ fn too_large(what: &str, bytes: u64, bytes_max: u64) -> Refusal {
 }
 
 fn heartbeat_ask(heartbeat: GroupHeartbeatRequest) -> Result<Ask, Refusal> {
-    let GroupHeartbeatRequest { member, member_epoch, leave, max_wait_ms, owned, wishes, .. } = heartbeat;
+    let GroupHeartbeatRequest { member, member_epoch, leave, max_wait_ms, owned, beat, wishes, .. } =
+        heartbeat;
     let info = wishes.map(|wishes| MemberInfo::of(*wishes)).transpose().map_err(invalid)?;
     let joins = member_epoch == MemberEpoch::new(0);
     Ok(match (leave, info) {
@@ -79,6 +80,7 @@ fn heartbeat_ask(heartbeat: GroupHeartbeatRequest) -> Result<Ask, Refusal> {
             member,
             epoch: member_epoch,
             has: owned.into_iter().collect(),
+            beat,
             info,
             wait: Duration::from_millis(max_wait_ms.into()).min(REQUEST_DEADLINE_MAX),
         },

@@ -214,6 +214,7 @@ fn heartbeats_that_are_held_do_not_hold_up_their_connection() {
         leave: Leave::No,
         max_wait_ms: 10_000,
         owned: Vec::new(),
+        beat: 0,
         wishes: None,
     });
     let held: Vec<_> = [(); 3]

@@ -118,6 +118,7 @@ fn heartbeat(member: u128, epoch: MemberEpoch, owned: &[u32], max_wait_ms: u32) 
         member_epoch: epoch,
         leave: Leave::No,
         max_wait_ms,
+        beat: 0,
         owned: owned.iter().map(|&partition| tp(partition)).collect(),
         wishes: joins.then(|| Box::new(wishes())),
     }

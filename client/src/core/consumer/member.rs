@@ -33,6 +33,8 @@ pub(super) struct Member {
     epoch: MemberEpoch,
     /// The session lasts at least until then.
     safe_until: Option<Instant>,
+    /// How many heartbeats it has sent.
+    beat: u64,
     /// Heartbeats under way, and when they were sent.
     beats: BTreeMap<RequestId, Instant>,
     /// There is something to say that the coordinator waits for.
@@ -58,6 +60,7 @@ impl Member {
             id: MemberId::new(high << 64 | low),
             epoch: MemberEpoch::new(0),
             safe_until: None,
+            beat: 0,
             beats: BTreeMap::new(),
             news: false,
             attempts: 0,
@@ -175,8 +178,9 @@ impl Consumer {
         self.member.farewell = Some(id);
     }
 
-    fn heartbeat(&self, leave: Leave, wait: Duration) -> GroupHeartbeatRequest {
+    fn heartbeat(&mut self, leave: Leave, wait: Duration) -> GroupHeartbeatRequest {
         let joins = !self.member.is_joined();
+        self.member.beat += 1;
         GroupHeartbeatRequest {
             group: self.config.group.clone(),
             member: self.member.id,
@@ -184,6 +188,7 @@ impl Consumer {
             leave,
             max_wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
             owned: self.parts.keys().copied().collect(),
+            beat: self.member.beat,
             wishes: joins.then(|| Box::new(self.config.wishes.clone())),
         }
     }
@@ -295,6 +300,10 @@ impl Consumer {
         }
         for tp in gone {
             self.parts.remove(&tp);
+            // Should it come back, what was asked about it before is out of date.
+            if let Some((_, asked)) = &mut self.member.asking {
+                asked.remove(&tp);
+            }
         }
         self.member.news = true;
         let before = self.readers.len();

@@ -214,7 +214,10 @@ pub struct Consumer {
     early: VecDeque<(TopicPartition, Batch)>,
     /// The topic whose turn it is to be taken from.
     turn: Option<TopicId>,
+    /// When the user took last, or has had something to take since.
     taken_at: Option<Instant>,
+    /// He found nothing when he took last, and nothing has come since.
+    waits: bool,
     /// The user was away for too long; the group is joined again when he comes back.
     resting: bool,
     /// What the user shall hear.
@@ -243,6 +246,7 @@ impl Consumer {
             early: VecDeque::new(),
             turn: None,
             taken_at: None,
+            waits: false,
             resting: false,
             complaint: None,
             phase: Phase::Open,
@@ -257,6 +261,9 @@ impl Consumer {
             return;
         }
         self.route(now, input, out);
+        if self.waits && self.is_ready() {
+            (self.waits, self.taken_at) = (false, Some(now));
+        }
         self.fence(now, out);
         self.limit_processing(now, out);
         self.let_go(now, out);
@@ -330,6 +337,12 @@ impl Consumer {
         if self.phase != Phase::Open {
             return None;
         }
+        let taken = self.take_next(now);
+        self.waits = taken.is_none();
+        taken
+    }
+
+    fn take_next(&mut self, now: Instant) -> Option<Result<Taken, Error>> {
         self.taken_at = Some(now);
         self.resting = false;
         self.came_back();
@@ -365,6 +378,18 @@ impl Consumer {
         let place = self.early.iter().position(|(tp, batch)| self.is_committed(*tp, batch))?;
         let (tp, batch) = self.early.remove(place)?;
         Some(Ok(self.give(tp, batch)))
+    }
+
+    /// Whether there is something to take.
+    fn is_ready(&self) -> bool {
+        let given_early = || self.early.iter().any(|(tp, batch)| self.is_committed(*tp, batch));
+        let readers = || self.readers.values().any(|reader| reader.machine.is_ready());
+        let records = if self.config.commit == CommitMode::Before && self.early.len() >= EARLY_MAX {
+            given_early()
+        } else {
+            given_early() || readers()
+        };
+        records || self.complaint.is_some() || self.listens && !self.news.is_empty()
     }
 
     /// The user took again: what he had is done with.
@@ -577,11 +602,9 @@ impl Consumer {
 
     /// Until when the user has to come back.
     fn processing_deadline(&self) -> Option<Instant> {
-        let waits = self.parts.values().any(Part::is_with_user)
-            || !self.early.is_empty()
-            || self.buffered_bytes() > 0
-            || !self.told.is_empty();
-        let taken_at = self.taken_at.filter(|_| waits && !self.resting && self.phase == Phase::Open)?;
+        let late = !self.waits
+            && (self.parts.values().any(Part::is_with_user) || !self.told.is_empty() || self.is_ready());
+        let taken_at = self.taken_at.filter(|_| late && !self.resting && self.phase == Phase::Open)?;
         Some(taken_at + self.config.processing_max)
     }
 

@@ -435,6 +435,13 @@ impl Reader {
         self.logs.get(&partition)?.earliest.map(Offset::get)
     }
 
+    /// Whether there is something to take.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let ready = |log: &Log| !log.paused && (!log.buffered.is_empty() || log.failure.is_some());
+        self.complaint.is_some() || self.logs.values().any(ready)
+    }
+
     /// Bytes that wait for the taker.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {

@@ -51,6 +51,7 @@ fn heartbeat(member: u128, epoch: u64, has: &[u32], wait_ms: u64) -> Ask {
         member: MemberId::new(member),
         epoch: MemberEpoch::new(epoch),
         has: has.iter().map(|&partition| tp(partition)).collect(),
+        beat: 0,
         info: None,
         wait: Duration::from_millis(wait_ms),
     }

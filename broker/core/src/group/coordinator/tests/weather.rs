@@ -43,6 +43,7 @@ enum Event {
 #[derive(Debug, Default)]
 struct Client {
     member: u128,
+    beats: u64,
     dead: bool,
     joined: bool,
     epoch: u64,
@@ -330,7 +331,9 @@ fn ask_of(client: &mut Client, trouble: u64) -> Option<Ask> {
         _ => {
             client.has.retain(|tp, _| client.may.contains(tp));
             let has = client.has.keys().copied().collect();
-            Ask::Heartbeat { member, epoch, has, info: None, wait: Duration::from_millis(BEAT_MS) }
+            client.beats += 1;
+            let beat = client.beats;
+            Ask::Heartbeat { member, epoch, has, beat, info: None, wait: Duration::from_millis(BEAT_MS) }
         }
     })
 }
