@@ -26,6 +26,8 @@ pub enum Command {
     Suite(Box<SuiteArguments>),
     /// Search the highest rate of an open loop that keeps its 99th percentile and lets no backlog grow.
     Ramp(Box<RampArguments>),
+    /// Measure consumer groups that commit, and what that costs producers.
+    Groups(GroupsArguments),
     /// Measure the device and loopback TCP without a broker.
     Limits(LimitsArguments),
     /// Compare two reports; ends with 1 if the second is worse.
@@ -199,6 +201,35 @@ pub struct LimitsArguments {
     /// Seconds for each.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     pub seconds: f64,
+    /// Where.
+    #[command(flatten)]
+    pub place: PlaceArguments,
+}
+
+/// Arguments of `groups`.
+#[derive(Clone, Debug, Args)]
+pub struct GroupsArguments {
+    /// Groups, each with one member.
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub groups: u32,
+    /// Partitions that each commits once a second.
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub partitions: u32,
+    /// Records produced in a second meanwhile.
+    #[arg(long, default_value_t = 1_000.0, value_name = "RATE")]
+    pub produce_rate: f64,
+    /// Seconds of each phase.
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    pub seconds: f64,
+    /// How often the phases without and with commits take turns.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Then so many commits as fast as they go, to see how large the store gets; an hour of the above are 3,600,000.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub fill: u64,
+    /// Corelog's broker. Default: `corelog` beside this program.
+    #[arg(long, value_name = "FILE")]
+    pub broker_bin: Option<PathBuf>,
     /// Where.
     #[command(flatten)]
     pub place: PlaceArguments,

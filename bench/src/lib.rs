@@ -15,6 +15,7 @@ pub mod compare;
 pub mod engine;
 pub mod error;
 pub mod follow;
+pub mod groups;
 pub mod hlog;
 pub mod html;
 pub mod limits;

@@ -77,6 +77,12 @@ impl Connection {
         Ok((connection, answer))
     }
 
+    /// The stream, and the number that the next request may have.
+    #[must_use]
+    pub fn into_stream(self) -> (TcpStream, u64) {
+        (self.stream, self.correlation)
+    }
+
     /// Asks with no payload; gives the answer's header and payload.
     fn ask(&mut self, kind: Kind, header: &[u8]) -> Result<(Vec<u8>, Bytes)> {
         self.send(kind, header)?;

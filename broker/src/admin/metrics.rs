@@ -8,7 +8,7 @@ use std::fmt::Error;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -243,19 +243,26 @@ impl Numbers {
             let labels = [("group", group.name.as_str())];
             family.encode_family(&labels)?.encode_gauge(&(group.members as u64))?;
         }
-        for (name, unit, help, number) in LAG_ROWS {
-            let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), GAUGE)?;
-            for group in &self.snapshot.groups {
-                for place in &group.partitions {
-                    let Some(number) = place.lag.as_ref().and_then(number) else { continue };
-                    let partition = place.partition.to_string();
-                    let labels = [
-                        ("group", group.name.as_str()),
-                        ("topic", place.topic.as_str()),
-                        ("partition", partition.as_str()),
-                    ];
-                    family.encode_family(&labels)?.encode_gauge(&number)?;
-                }
+        LAG_COUNTS.iter().try_for_each(|row| self.lag(encoder, row))?;
+        LAG_TIMES.iter().try_for_each(|row| self.lag(encoder, row))
+    }
+
+    fn lag<N: EncodeGaugeValue>(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        (name, unit, help, number): &LagRow<N>,
+    ) -> Result<(), Error> {
+        let mut family = encoder.encode_descriptor(name, help, unit.as_ref(), GAUGE)?;
+        for group in &self.snapshot.groups {
+            for place in &group.partitions {
+                let Some(number) = place.lag.as_ref().and_then(number) else { continue };
+                let partition = place.partition.to_string();
+                let labels = [
+                    ("group", group.name.as_str()),
+                    ("topic", place.topic.as_str()),
+                    ("partition", partition.as_str()),
+                ];
+                family.encode_family(&labels)?.encode_gauge(&number)?;
             }
         }
         Ok(())
@@ -272,12 +279,14 @@ impl Numbers {
 }
 
 /// A number of a group in a partition: name without unit, unit, help, and where it is.
-type LagRow = (&'static str, Option<Unit>, &'static str, fn(&LagNumbers) -> Option<f64>);
+type LagRow<N> = (&'static str, Option<Unit>, &'static str, fn(&LagNumbers) -> Option<N>);
 
-#[expect(clippy::cast_precision_loss, reason = "a float is what the format has")]
-const LAG_ROWS: &[LagRow] = &[
-    ("group_lag_records", None, "Records that the group has not read", |lag| Some(lag.records as f64)),
-    ("group_lag", Some(Unit::Bytes), "Bytes that the group has not read", |lag| Some(lag.bytes as f64)),
+const LAG_COUNTS: &[LagRow<u64>] = &[
+    ("group_lag_records", None, "Records that the group has not read", |lag| Some(lag.records)),
+    ("group_lag", Some(Unit::Bytes), "Bytes that the group has not read", |lag| Some(lag.bytes)),
+];
+
+const LAG_TIMES: &[LagRow<f64>] = &[
     ("group_lag", Some(Unit::Seconds), "Age of the first record that the group has not read", |lag| {
         Some(lag.seconds)
     }),

@@ -6,6 +6,7 @@ mod dev;
 mod disk_full;
 mod groups;
 mod kill;
+mod lag;
 mod output;
 mod round_trip;
 mod support;

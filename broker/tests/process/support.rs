@@ -42,8 +42,13 @@ impl Broker {
 
     /// Starts a broker by any command and returns when it serves.
     pub(crate) fn start(command: &mut Command) -> Self {
+        Self::start_with(command, Stdio::inherit())
+    }
+
+    /// The same, with its log written there.
+    pub(crate) fn start_with(command: &mut Command, log: Stdio) -> Self {
         let began = Instant::now();
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut said = String::new();
         // The first lines end with where its metrics are; before that, the end of the output means that it ended.
