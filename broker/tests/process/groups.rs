@@ -415,3 +415,107 @@ fn members_that_die_or_hang_lose_no_record_and_repeat_what_was_not_committed() {
 fn until(at: Instant) {
     std::thread::sleep(at.saturating_duration_since(Instant::now()));
 }
+
+#[test]
+fn groups_are_read_shown_reset_and_deleted_by_command() {
+    let folder = data_folder();
+    let broker = Broker::dev(&path(&folder, "data"), 0, 1);
+    let text = |args: &[&str]| String::from_utf8(broker.succeed(args, b"")).unwrap();
+    let refused = |args: &[&str]| {
+        let output = broker.run(args, b"");
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert!(text(&["group", "list"]).contains("no groups yet"));
+    assert_eq!(refused(&["group", "describe", "billing"]).0, 3);
+    broker.succeed(&["topic", "create", "orders", "--partitions", "2"], b"");
+    let lines = (0..100).fold(String::new(), |lines, number| lines + &format!("line {number}\n"));
+    broker.succeed(&["produce", "orders", "--partition", "1"], lines.as_bytes());
+
+    // In the middle of a batch, then on from there, then nothing.
+    let read = |count: &[&str]| text(&[&["consume", "orders", "--group", "billing"], count].concat());
+    let first = read(&["--count", "30"]);
+    let rest = read(&["--until-end"]);
+    assert_eq!(first + &rest, lines);
+    assert_eq!(read(&["--until-end"]), "");
+    assert!(text(&["group", "list"]).contains("billing  0"));
+
+    let describe = || -> serde_json::Value {
+        serde_json::from_str(&text(&["group", "describe", "billing", "--output", "json"])).unwrap()
+    };
+    let at = |described: &serde_json::Value| {
+        let row = &described["partitions"][1];
+        (row["committed"].as_u64(), row["lag_records"].as_u64())
+    };
+    assert_eq!(at(&describe()), (Some(100), Some(0)));
+    let planned = text(&["group", "reset", "billing", "orders", "--shift", "-5", "--partition", "1"]);
+    assert!(planned.contains("100        95") && planned.contains("--execute"), "{planned}");
+    assert_eq!(at(&describe()), (Some(100), Some(0)));
+    text(&["group", "reset", "billing", "orders", "--to", "40", "--partition", "1", "--execute"]);
+    assert_eq!(at(&describe()), (Some(40), Some(60)));
+    assert_eq!(read(&["--until-end"]).lines().count(), 60);
+
+    // What needs an empty group is refused while a member is there, and says what to do.
+    let mut member = Command::new(CORELOG)
+        .args(["consume", "orders", "--group", "billing", "--instance", "till-4"])
+        .env("CORELOG_BOOTSTRAP", &broker.address)
+        .spawn()
+        .unwrap();
+    crate::dev::until("it is a member", || describe()["members"][0]["instance"] == "till-4");
+    for command in [
+        &["group", "delete", "billing"][..],
+        &["group", "reset", "billing", "orders", "--to", "0", "--execute"],
+    ] {
+        let (code, words) = refused(command);
+        assert_eq!(code, 3, "{words}");
+        assert!(words.contains("GROUP_NOT_EMPTY") && words.contains("Stop the members"), "{words}");
+    }
+    kill_process(Pid::from_child(&member), Signal::INT).unwrap();
+    assert_eq!(member.wait().unwrap().code(), Some(130));
+    // It has a name to come back under, so its seat is kept until its session ends: a new one takes it.
+    assert_eq!(describe()["members"][0]["away"], true);
+    assert_eq!(refused(&["group", "delete", "billing", "--topic", "orders"]).0, 3);
+    let (code, words) = refused(&["consume", "orders", "--group", "a/b", "--until-end"]);
+    assert!(code == 3 && words.contains("INVALID_GROUP"), "{words}");
+    for usage in [
+        &["group", "reset", "billing", "orders"][..],
+        &["group", "reset", "billing", "orders", "--to", "0", "--shift", "1"],
+        &["consume", "orders", "--group", "billing", "--partition", "1"],
+        &["consume", "orders", "--instance", "till-4"],
+    ] {
+        assert_eq!(refused(usage).0, 2, "{usage:?}");
+    }
+    assert_eq!(broker.interrupt(), Some(0));
+}
+
+#[test]
+fn a_member_whose_output_nobody_takes_stays_in_its_group() {
+    let folder = data_folder();
+    let broker = Broker::dev(&path(&folder, "data"), 0, 1);
+    broker.succeed(&["topic", "create", "orders"], b"");
+    // More than a pipe takes, so that the member has to wait.
+    let line = [b"x".repeat(999), b"\n".to_vec()].concat();
+    broker.succeed(&["produce", "orders", "--batch-bytes", "1000"], &line.repeat(500));
+    let args = ["consume", "orders", "--group", "billing", "--session-timeout", "1s", "--count", "500"];
+    let mut member = Command::new(CORELOG)
+        .args(args)
+        .env("CORELOG_BOOTSTRAP", &broker.address)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let describe = || -> serde_json::Value {
+        let output = broker.succeed(&["group", "describe", "billing", "--output", "json"], b"");
+        serde_json::from_slice(&output).unwrap()
+    };
+    let group = || String::from_utf8(broker.run(&["group", "list"], b"").stdout).unwrap();
+    crate::dev::until("it is a member", || group().contains("billing  1"));
+    let before = describe()["members"][0]["id"].clone();
+    // Longer than its session.
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        assert_eq!(describe()["members"][0]["id"], before);
+    }
+    let out = BufReader::new(member.stdout.take().unwrap());
+    assert_eq!(out.lines().map_while(Result::ok).count(), 500);
+    assert!(member.wait().unwrap().success());
+    assert_eq!(broker.interrupt(), Some(0));
+}

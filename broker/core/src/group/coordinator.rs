@@ -103,8 +103,7 @@ impl Ask {
     /// leaves, and who reads sees what was asked before.
     fn is_behind(&self, waiting: &[(Option<AskId>, Self)]) -> bool {
         let member = self.member();
-        let overtakes = cfg!(mutant = "group_reads_overtake_commits");
-        !overtakes && waiting.iter().any(|(_, other)| member.is_none() || other.member() == member)
+        waiting.iter().any(|(_, other)| member.is_none() || other.member() == member)
     }
 }
 

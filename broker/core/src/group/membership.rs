@@ -339,7 +339,6 @@ impl Membership {
         }
         match self.holdings.get(&tp) {
             Some(holding) if holding.member == id && holding.since <= epoch => Ok(()),
-            Some(_) if cfg!(mutant = "group_commits_of_former_holders_count") => Ok(()),
             _ => Err(MemberRefusal::NotHolder { tp }),
         }
     }

@@ -6,8 +6,8 @@ use corelog_client::CommitMode;
 use corelog_wire::message::Assignor;
 use std::time::Duration;
 
-/// How long a user is at work on a record, at most on average.
-const RECORD_MS: u64 = 6;
+/// How long a record takes from its log to the user's end with it, at most on average.
+const RECORD_MS: u64 = 12;
 
 /// One run's weather.
 #[derive(Clone, Debug)]
