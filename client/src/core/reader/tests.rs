@@ -21,7 +21,7 @@ fn batch(partition: u32, offsets: std::ops::Range<u64>) -> Vec<u8> {
     sealed(TopicPartition::new(ID, partition), offsets)
 }
 
-fn sealed(tp: TopicPartition, offsets: std::ops::Range<u64>) -> Vec<u8> {
+pub(in crate::core) fn sealed(tp: TopicPartition, offsets: std::ops::Range<u64>) -> Vec<u8> {
     let mut records = RecordsBuilder::with_capacity(0);
     let time = |offset: u64| i64::try_from(offset).unwrap() * 1_000;
     for (delta, offset) in (0..).zip(offsets.clone()) {
