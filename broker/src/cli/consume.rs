@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::time::Duration;
 
-use corelog_client::{Batch, Client, Consumer, Progress as Place, Reader, Share, Start};
+use corelog_client::{Batch, Client, Consumer, Progress as Place, Reader, Share, Start, Taken};
 
 use super::args::ConsumeArgs;
 use super::failure::Failure;
 use super::format::{Format, Template};
 use super::progress::Progress;
-use super::{Interrupts, OutputFormat, connect};
+use super::{Interrupts, OutputFormat, complain, connect};
 
 /// What is gathered before it is written.
 const OUT_BYTES: usize = 1 << 20;
@@ -70,6 +70,8 @@ async fn as_member(
     format: Format,
     output: OutputFormat,
 ) -> Result<(), Failure> {
+    // A group may wait for a topic to come; somebody who types its name would rather know.
+    client.admin().topic(&args.topic).await?;
     let builder = client.consumer(group).topics([args.topic.as_str()]).from(args.from);
     let builder = builder.session_timeout(args.session_timeout);
     let consumer = match &args.instance {
@@ -160,14 +162,28 @@ impl<W: Write> Job<W> {
 
     async fn share(&mut self, consumer: &Consumer, until_end: bool) -> Result<(), Failure> {
         loop {
-            let taken = tokio::time::timeout(END_LOOK, consumer.next()).await;
+            let taken = tokio::time::timeout(END_LOOK, consumer.next_event()).await;
             let Ok(taken) = taken else {
                 if until_end && has_read_all(consumer) {
                     return Ok(());
                 }
                 continue;
             };
-            let Some(batch) = taken? else { return Ok(()) };
+            let batch = match taken? {
+                Some(Taken::Records(batch)) => batch,
+                Some(Taken::Lost(shares)) => {
+                    let places: Vec<String> =
+                        shares.iter().map(|share| format!("{}/{}", share.topic, share.partition)).collect();
+                    complain(&format!(
+                        "corelog: lost {}: the group heard nothing of this member for its session timeout. Others go on \
+                         from what was committed",
+                        places.join(" ")
+                    ));
+                    continue;
+                }
+                Some(Taken::Assigned(_) | Taken::Revoked(_)) => continue,
+                None => return Ok(()),
+            };
             let written = self.write(&batch).and_then(|()| self.out.flush());
             written.map_err(|error| Failure::output(&error))?;
             if self.remaining == Some(0) {

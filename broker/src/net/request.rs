@@ -30,6 +30,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
+/// What a description of a group has beside its partitions: its members.
+const GROUP_TEXT_BYTES: u64 = 512 << 10;
+
 /// What a listing of groups takes at most.
 const LISTED_GROUPS_BYTES: u64 = 512 << 10;
 
@@ -93,7 +96,7 @@ impl Inner {
                 let mut ticket = ticket(envelope);
                 // The connection is read on meanwhile: how long the control thread takes is not its doing.
                 ticket.reserve(reserved);
-                self.consult(&self.doors.control, request, ticket);
+                self.consult(&self.doors.control, request, ANSWER_HEADER_BYTES_MAX, ticket);
             }
             request @ (Request::GroupHeartbeat(_)
             | Request::OffsetCommit(_)
@@ -109,7 +112,9 @@ impl Inner {
                     Request::GroupHeartbeat(heartbeat) if heartbeat.max_wait_ms > 0 => ticket.park(),
                     _ => ticket.reserve(reserved),
                 }
-                self.consult(&self.doors.groups, request, ticket);
+                // Of a list there is no more than there is room for; all else is small.
+                let bytes_max = if bytes > 0 { bytes } else { ANSWER_HEADER_BYTES_MAX };
+                self.consult(&self.doors.groups, request, bytes_max, ticket);
             }
             // Answered by `serve` before it comes here.
             Request::Hello(_) => {}
@@ -122,8 +127,10 @@ impl Inner {
         let bytes = match request {
             Request::Metadata(metadata) => self.view().listing_bytes(metadata.topics.as_ref().map(Vec::len)),
             Request::DescribeTopic(_) => self.view().listing_bytes(Some(1)),
-            // A row for each partition at most; what else there may be is bounded by the header.
-            Request::OffsetFetch(_) | Request::DescribeGroup(_) => 4 * self.view().listing_bytes(None),
+            // A row for each partition at most, with a text of some hundred bytes; a longer list is refused.
+            Request::OffsetFetch(_) | Request::DescribeGroup(_) => {
+                GROUP_TEXT_BYTES + 4 * self.view().listing_bytes(None)
+            }
             Request::ListGroups(_) => LISTED_GROUPS_BYTES,
             _ => 0,
         };
@@ -278,13 +285,18 @@ impl Inner {
     }
 
     /// Asks an actor of the control thread.
-    fn consult(self: &Rc<Self>, door: &mpsc::Sender<ControlRequest>, request: Request, ticket: Ticket) {
+    fn consult(
+        self: &Rc<Self>,
+        door: &mpsc::Sender<ControlRequest>,
+        request: Request,
+        answer_bytes_max: u64,
+        ticket: Ticket,
+    ) {
         let kind = ticket.kind;
         let until = Instant::now() + self.config.request_deadline + DEADLINE_GRACE;
         let (reply, answer) = oneshot::channel();
         let waiting = Waiting { owner: Owner::Connection(ticket), asked: Asked::Control };
         let id = self.pending.borrow_mut().insert(waiting, until);
-        let answer_bytes_max = ANSWER_HEADER_BYTES_MAX;
         match door.try_send(ControlRequest { request, answer_bytes_max, reply }) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => {

@@ -110,6 +110,10 @@ impl Groups {
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            // Not behind requests, of which there may be no end.
+            if self.coordinator.next_tick().is_some_and(|due| due <= self.clock.instant()) {
+                self.tell(GroupInput::Tick);
+            }
             let tick = self.coordinator.next_tick().map(|due| self.clock.until(due));
             let due = async {
                 match tick {

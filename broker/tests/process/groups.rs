@@ -39,6 +39,8 @@ struct Seen {
 #[derive(Default)]
 struct Ledger {
     records: Mutex<BTreeMap<(u32, u64), Vec<Seen>>>,
+    /// Who said that he lost his session, and when.
+    losses: Mutex<Vec<(usize, Instant)>>,
     changed: Condvar,
 }
 
@@ -121,14 +123,25 @@ impl Group {
             .env("CORELOG_BOOTSTRAP", &self.broker.address)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let (out, ledger) = (BufReader::new(child.stdout.take().unwrap()), Arc::clone(&self.ledger));
+        let (complaints, losses) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&self.ledger));
+        let complained = std::thread::spawn(move || {
+            for line in complaints.lines().map_while(Result::ok) {
+                println!("member {number}: {line}");
+                if line.contains("lost") {
+                    losses.losses.lock().unwrap().push((number, Instant::now()));
+                }
+            }
+        });
         let listener = std::thread::spawn(move || {
             // The last line of one that was killed may be cut short.
             for line in out.lines().map_while(Result::ok).filter(|line| line.contains(' ')) {
                 ledger.note(number, &line);
             }
+            complained.join().unwrap();
         });
         self.members.push(Member { number, child, listener });
         self.fates.push(Fate::default());
@@ -253,6 +266,12 @@ struct Gaps {
 /// Checks that nothing is missing, and that only what may be is there twice.
 fn check(group: &Group, produced: u64, session: Duration, began: Instant) -> (Gaps, u64) {
     let records = group.ledger.records.lock().unwrap();
+    // A machine may be too busy for a short session: then its member says so, and others go on from the last commit.
+    let losses = group.ledger.losses.lock().unwrap();
+    let excused = |seen: &Seen| {
+        let of = losses.iter().filter(|(member, _)| *member == seen.member);
+        of.clone().any(|(_, at)| seen.at + session + COMMIT_AGE_MAX >= *at && seen.at <= *at + AFTERMATH)
+    };
     assert_eq!(records.len() as u64, produced, "records that were never produced, or are missing");
     let mut repeated = 0;
     for ((partition, offset), seen) in records.iter() {
@@ -262,7 +281,7 @@ fn check(group: &Group, produced: u64, session: Duration, began: Instant) -> (Ga
             repeated += 1;
             let (first, second) = (&group.fates[pair[0].member], &group.fates[pair[1].member]);
             assert!(
-                first.excuses(pair[0].at) || second.is_aftermath(pair[1].at),
+                first.excuses(pair[0].at) || second.is_aftermath(pair[1].at) || pair.iter().any(excused),
                 "offset {offset} of partition {partition} was processed by member {} and again by {}; {}",
                 pair[0].member,
                 pair[1].member,
