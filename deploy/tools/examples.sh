@@ -9,10 +9,10 @@ corelog="$target_dir/debug/corelog"
 examples="$target_dir/debug/examples"
 # Below the build, since /tmp may be memory.
 folder="$(mktemp -d "$target_dir/examples.XXXXXX")"
-broker='' follower=''
+broker='' follower='' member=''
 
 clean_up() {
-    for process in $follower $broker; do
+    for process in $member $follower $broker; do
         kill "$process" 2>/dev/null || :
         wait "$process" 2>/dev/null || :
     done
@@ -83,4 +83,24 @@ done
 tail -n "$(wc -l <"$folder/tailed")" "$folder/lines" >"$folder/tailed.expected"
 same tail tailed.expected tailed
 
-say "the examples produce, consume, word_count and tail print what they must"
+# `group` commits what it printed when it is interrupted, so that nothing is left for the next member.
+: >"$folder/grouped"
+"$examples/group" lines readers >"$folder/grouped" 2>"$folder/grouped.said" &
+member=$!
+tenths=0
+until [ "$(wc -l <"$folder/grouped")" -ge "$(wc -l <"$folder/lines")" ]; do
+    process_alive "$member" || fail "the example group ended by itself"
+    [ "$tenths" -lt 600 ] || fail "the example group does not print all lines"
+    sleep 0.1
+    tenths=$((tenths + 1))
+done
+kill -INT "$member"
+wait "$member" || fail "the example group does not end well"
+member=''
+sed 's/^[^:]*: //' "$folder/grouped" >"$folder/grouped.values"
+same group lines grouped.values
+grep -q '^got lines/0$' "$folder/grouped.said" || fail "the example group does not say what it got"
+"$corelog" consume lines --group readers --until-end >"$folder/left"
+[ ! -s "$folder/left" ] || fail "the example group did not commit what it printed"
+
+say "the examples produce, consume, word_count, tail and group print what they must"

@@ -4,6 +4,7 @@
 //! `assign` computes who is to have what, `membership` brings it about without two members ever having the same, and
 //! `coordinator` lets nobody know of it before it is stored.
 
+mod asks;
 mod assign;
 mod coordinator;
 mod membership;
@@ -12,10 +13,11 @@ mod subscription;
 mod wishes;
 mod words;
 
-pub use coordinator::{
-    Ask, AskId, Change, CommitRefusal, Committed, Coordinator, CoordinatorSettings, GroupEffect, GroupInput,
-    GroupRefusal, GroupReply, PageId, StoredGroup,
+pub use asks::{
+    Ask, AskId, Change, CommitRefusal, Committed, GroupEffect, GroupInput, GroupRefusal, GroupReply, PageId,
+    StoredGroup,
 };
+pub use coordinator::{Coordinator, CoordinatorSettings};
 pub use membership::{
     BrokenRecord, HeldRecord, MemberRecord, MemberRefusal, Membership, MembershipRecord, Topics,
 };

@@ -1,7 +1,8 @@
+use super::super::asks::{CommitRefusal, PageId, StoredGroup};
+use super::super::{MemberInfo, MemberRefusal, Subscription};
 use super::*;
-use crate::group::Subscription;
 use crate::limits::OFFSETS_RETENTION;
-use corelog_wire::ids::TopicId;
+use corelog_wire::ids::{LeaderEpoch, MemberEpoch, MemberId, Offset, TopicId};
 use corelog_wire::message::Assignor;
 
 const SESSION: Duration = Duration::from_secs(2);
