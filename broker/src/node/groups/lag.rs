@@ -44,7 +44,8 @@ impl LagMeter {
         let places = rows.iter().map(|reader| (reader.tp, Some(reader.offset))).collect();
         let risk = |lag: PartitionLag| lag.overtaken_in.filter(|_| lag.is_at_risk);
         let lags = self.ask(places).await;
-        rows.into_iter().zip(lags).map(|(reader, lag)| (reader, lag.and_then(risk))).collect()
+        // Of whom nothing was learnt, nothing is said.
+        rows.into_iter().zip(lags).filter_map(|(reader, lag)| Some((reader, risk(lag?)))).collect()
     }
 
     /// How far consumers are behind that go on at these offsets, in their order. A shard that does not say so in time
