@@ -129,11 +129,6 @@ impl Groups {
                     let topics = Topics::clone(&self.topics.borrow_and_update());
                     self.tell(GroupInput::Topics(topics));
                 }
-                request = requests.recv() => {
-                    let Some(request) = request else { return };
-                    self.take(request);
-                }
-                () = due => self.tell(GroupInput::Tick),
                 Some(seen) = self.look.join_next() => {
                     self.watchman.seen(seen.unwrap_or_default(), self.coordinator.topics());
                 }
@@ -143,6 +138,12 @@ impl Groups {
                         self.look.spawn(self.meter.clone().look(readers));
                     }
                 }
+                request = requests.recv() => {
+                    let Some(request) = request else { return };
+                    self.take(request);
+                }
+                // Done where the loop begins.
+                () = due => {}
             }
         }
     }

@@ -181,7 +181,8 @@ impl Consumer {
             early: VecDeque::new(),
             turn: None,
             taken_at: None,
-            waits: false,
+            // Until there is something to take nobody is late.
+            waits: true,
             resting: false,
             complaint: None,
             phase: Phase::Open,

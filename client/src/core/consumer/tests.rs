@@ -317,6 +317,17 @@ fn a_user_who_is_away_for_too_long_holds_up_nobody() {
 }
 
 #[test]
+fn a_user_who_never_takes_holds_up_nobody_either() {
+    let impatient = ConsumerConfig { processing_max: Duration::from_secs(2), ..config() };
+    let mut rig = Rig::reading(impatient, &[0], &[(0, 0)]);
+    rig.tell_topic(1);
+    rig.bring(0..3);
+    rig.grant(1, &[0]);
+    rig.after(Duration::from_secs(2));
+    assert!(rig.consumer.shares().next().is_none());
+}
+
+#[test]
 fn at_most_once_commits_before_it_gives() {
     let mut rig = Rig::reading(ConsumerConfig { commit: CommitMode::Before, ..config() }, &[0], &[(0, 0)]);
     rig.tell_topic(1);

@@ -52,7 +52,7 @@ pub(super) struct Group {
     /// When each member's session ends.
     sessions: BTreeMap<MemberId, Instant>,
     /// The last heartbeat that was heard of each.
-    beats: BTreeMap<MemberId, u64>,
+    pub(super) beats: BTreeMap<MemberId, u64>,
     held: BTreeMap<MemberId, Held>,
     pub(super) waiting: Vec<(Option<AskId>, Ask)>,
     pub(super) draft: Option<Draft>,
@@ -104,6 +104,8 @@ impl Group {
             Ask::Join { member, .. } => (*member, None),
             _ => return ask,
         };
+        // Of those who are no members nothing is kept: anybody may call himself anything.
+        let Some(info) = self.membership.info(member) else { return ask };
         if let Some(beat) = beat {
             let last = self.beats.entry(member).or_default();
             if beat < *last {
@@ -111,8 +113,7 @@ impl Group {
             }
             *last = beat;
         }
-        let counts = !cfg!(mutant = "group_session_counts_from_the_join");
-        if let Some(info) = self.membership.info(member).filter(|_| counts) {
+        if !cfg!(mutant = "group_session_counts_from_the_join") {
             self.sessions.insert(member, now.instant.after(info.session_timeout));
         }
         ask

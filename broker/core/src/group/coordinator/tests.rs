@@ -392,4 +392,34 @@ fn offsets_of_a_group_that_nobody_uses_expire_and_a_commit_prolongs_them() {
     assert_eq!((desk.coordinator.groups.len(), desk.coordinator.next_tick()), (0, None));
 }
 
+#[test]
+fn a_late_heartbeat_says_nothing_and_strangers_are_not_remembered() {
+    let mut desk = Desk::new();
+    let (epoch, _) = granted(&desk.through(join(1)));
+    desk.through(join(2));
+    let beat = |number, has: &[u32]| {
+        let Ask::Heartbeat { member, epoch, has, info, wait, .. } = heartbeat(1, epoch, has, 0) else {
+            panic!()
+        };
+        Ask::Heartbeat { member, epoch, has, beat: number, info, wait }
+    };
+    let (_, effects) = desk.ask(beat(1, &[0, 1, 2, 3, 4, 5]));
+    let [GroupEffect::Reply { reply, .. }] = &effects[..] else { panic!("{effects:?}") };
+    let (now, left) = granted(reply);
+    let let_go = |number, has: &[u32]| {
+        let Ask::Heartbeat { member, has, info, wait, .. } = heartbeat(1, now, has, 0) else { panic!() };
+        Ask::Heartbeat { member, epoch: MemberEpoch::new(now), has, beat: number, info, wait }
+    };
+    desk.through(let_go(3, &left));
+    // What it said before it let go arrives now: it would claim what is not its own any more.
+    let (_, effects) = desk.ask(let_go(2, &[0, 1, 2, 3, 4, 5]));
+    let [GroupEffect::Reply { reply, .. }] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!(granted(reply).1, left);
+
+    for stranger in 100..200 {
+        desk.ask(heartbeat(stranger, 1, &[], 0));
+    }
+    assert_eq!(desk.coordinator.groups[&group()].beats.len(), 1);
+}
+
 mod weather;
