@@ -14,9 +14,9 @@
 mod commits;
 mod config;
 mod member;
+mod part;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,20 +27,13 @@ use self::commits::Commits;
 pub use self::commits::{CommitId, Progress};
 pub use self::config::{CommitMode, ConsumerConfig};
 use self::member::Member;
+pub use self::part::Share;
+use self::part::{Part, Stage};
 use super::random::Random;
 use super::{
     Batch, Effect, Input, Outgoing, Partitions, Reader, ReaderConfig, ReaderEvent, RequestId, Start, Target,
 };
 use crate::error::Error;
-
-/// A partition of a topic, by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Share {
-    /// The topic's name.
-    pub topic: Arc<str>,
-    /// The partition's number.
-    pub partition: u32,
-}
 
 /// What a consumer gives.
 #[derive(Clone, Debug)]
@@ -62,43 +55,6 @@ pub enum ConsumerEvent {
     Changed,
     /// A commit has ended.
     Committed(CommitId, Result<(), Error>),
-}
-
-/// How far a partition is on its way through here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Where to begin is not known yet.
-    Wanted,
-    /// It is read.
-    Read,
-    /// The group wants it back, and the user may be at work on it.
-    Leaving,
-    /// It goes as soon as what was done is committed.
-    Letting,
-}
-
-/// A partition that this member works on.
-#[derive(Debug)]
-struct Part {
-    share: Share,
-    stage: Stage,
-    /// After the last record that was given, and after the last that is done with.
-    given: Option<Progress>,
-    done: Option<Progress>,
-    /// What the group has.
-    committed: Option<u64>,
-}
-
-impl Part {
-    /// What is done with and not committed.
-    fn uncommitted(&self) -> Option<&Progress> {
-        let done = if cfg!(mutant = "consumer_commits_what_is_not_done") { &self.given } else { &self.done };
-        done.as_ref().filter(|done| self.committed.is_none_or(|committed| committed < done.offset))
-    }
-
-    fn is_with_user(&self) -> bool {
-        self.given.as_ref().map(|given| given.offset) != self.done.as_ref().map(|done| done.offset)
-    }
 }
 
 /// One topic's reader.

@@ -3,15 +3,14 @@
 
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::Kind;
-use corelog_wire::ids::{BrokerId, LeaderEpoch, MemberEpoch, Offset, ShardId};
+use corelog_wire::ids::{LeaderEpoch, MemberEpoch, Offset};
 use corelog_wire::message::{
     CommittedRow, FetchAnswer, FetchedRow, GroupHeartbeatAnswer, GroupHeartbeatRequest, Leave,
-    MetadataAnswer, MetadataBroker, MetadataPartition, MetadataTopic, OffsetCommitAnswer,
-    OffsetCommitRequest, OffsetFetchAnswer, OffsetRow, Refusal, Request, TopicShare,
+    OffsetCommitAnswer, OffsetCommitRequest, OffsetFetchAnswer, OffsetRow, Refusal, Request, TopicShare,
 };
 
 use super::*;
-use crate::core::reader::tests::sealed;
+use crate::core::reader::tests::{sealed, topic_told};
 
 const ID: TopicId = TopicId::from_bytes([1; 16]);
 const SESSION: Duration = Duration::from_secs(3);
@@ -119,22 +118,7 @@ impl Rig {
 
     fn tell_topic(&mut self, partitions: u32) {
         let id = self.asked(Kind::Metadata).unwrap().id;
-        let partition = |partition| MetadataPartition {
-            partition,
-            leader: Some(BrokerId::new(1)),
-            leader_epoch: LeaderEpoch::new(1),
-            shard: ShardId::new(0),
-            replicas: vec![],
-            in_sync_replicas: vec![],
-        };
-        let topic = MetadataTopic {
-            error: ErrorCode::None,
-            name: "t".into(),
-            id: ID,
-            partitions: (0..partitions).map(partition).collect(),
-        };
-        let brokers = vec![MetadataBroker { id: BrokerId::new(1), address: "a:1".into() }];
-        self.answer(id, Answer::Metadata(MetadataAnswer { brokers, topics: vec![topic], revision: 1 }));
+        self.answer(id, topic_told(partitions));
     }
 
     /// Answers the oldest fetch: each partition has a batch of these offsets, whatever was asked for.

@@ -42,6 +42,26 @@ pub(in crate::core) fn sealed(tp: TopicPartition, offsets: std::ops::Range<u64>)
     stored.to_vec()
 }
 
+/// What a broker says of topic `t`, all of whose partitions it leads.
+pub(in crate::core) fn topic_told(partitions: u32) -> Answer {
+    let partition = |partition| MetadataPartition {
+        partition,
+        leader: Some(BrokerId::new(1)),
+        leader_epoch: LeaderEpoch::new(1),
+        shard: ShardId::new(0),
+        replicas: vec![],
+        in_sync_replicas: vec![],
+    };
+    let topic = MetadataTopic {
+        error: ErrorCode::None,
+        name: "t".into(),
+        id: ID,
+        partitions: (0..partitions).map(partition).collect(),
+    };
+    let brokers = vec![MetadataBroker { id: BrokerId::new(1), address: "a:1".into() }];
+    Answer::Metadata(MetadataAnswer { brokers, topics: vec![topic], revision: 1 })
+}
+
 struct Rig {
     now: Instant,
     reader: Reader,
@@ -92,23 +112,7 @@ impl Rig {
 
     fn tell_topic(&mut self, partitions: u32) {
         let id = self.take(Kind::Metadata).id;
-        let partition = |partition| MetadataPartition {
-            partition,
-            leader: Some(BrokerId::new(1)),
-            leader_epoch: LeaderEpoch::new(1),
-            shard: ShardId::new(0),
-            replicas: vec![],
-            in_sync_replicas: vec![],
-        };
-        let topic = MetadataTopic {
-            error: ErrorCode::None,
-            name: "t".into(),
-            id: ID,
-            partitions: (0..partitions).map(partition).collect(),
-        };
-        let brokers = vec![MetadataBroker { id: BrokerId::new(1), address: "a:1".into() }];
-        let answer = MetadataAnswer { brokers, topics: vec![topic], revision: 1 };
-        self.answer(id, Answer::Metadata(answer), vec![]);
+        self.answer(id, topic_told(partitions), vec![]);
     }
 
     fn tell_offset(&mut self, offset: u64) {
