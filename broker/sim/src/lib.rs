@@ -29,6 +29,7 @@ pub mod hands;
 pub mod plan;
 pub mod rig;
 pub mod rng;
+pub mod seeds;
 pub mod shadow;
 pub mod sim;
 pub mod trace;

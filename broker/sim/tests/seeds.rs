@@ -3,51 +3,22 @@
 //! `SIM_SEEDS=n` runs another number of them than two thousand.
 
 use corelog_sim::plan::TROUBLE;
+use corelog_sim::seeds::run_all;
 use corelog_sim::{Outcome, run_seed};
-use std::panic::catch_unwind;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 const SEEDS: u64 = 2_000;
-const THREADS: usize = 2;
 /// These are run once more: the same seed is the same run.
 const TWICE: u64 = 50;
-
-/// Runs the seeds on all threads, each seed whole on one of them. Ends at the first failure.
-fn run_all(seeds: u64) -> Vec<(u64, Outcome)> {
-    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
-    let outcomes = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                while !failed.load(Ordering::Relaxed) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
-                        return;
-                    }
-                    let outcome = catch_unwind(|| run_seed(seed, false)).unwrap_or_else(|_| {
-                        failed.store(true, Ordering::Relaxed);
-                        panic!("a decision panicked; again with: make sim SEED={seed}")
-                    });
-                    if let Some(violation) = &outcome.violation {
-                        failed.store(true, Ordering::Relaxed);
-                        panic!("{violation}; again with: make sim SEED={seed}");
-                    }
-                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((seed, outcome));
-                }
-            });
-        }
-    });
-    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    outcomes.sort_unstable_by_key(|(seed, _)| *seed);
-    outcomes
-}
 
 #[test]
 fn every_seed_keeps_every_promise() {
     let seeds = std::env::var("SIM_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS);
-    let outcomes = run_all(seeds);
+    let outcomes = run_all(
+        seeds,
+        "make sim SEED=",
+        |seed| run_seed(seed, false),
+        |outcome| outcome.violation.as_ref().map(ToString::to_string),
+    );
     assert_eq!(outcomes.len() as u64, seeds);
     // A simulator that does nothing finds nothing.
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(|(_, outcome)| of(outcome)).sum::<u64>();
