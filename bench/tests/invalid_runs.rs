@@ -197,6 +197,7 @@ impl World {
             leader_epoch: LeaderEpoch::new(1),
             first_byte: 0,
             bytes: u32::try_from(payload.len()).unwrap(),
+            next_offset: None,
         };
         (row, payload.freeze())
     }

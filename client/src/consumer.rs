@@ -57,6 +57,13 @@ impl ConsumerBuilder {
         self.with(|config| config.start = start)
     }
 
+    /// Only records with any of these tags, the values of headers named `tag`: at most 16. The broker leaves out batches
+    /// that have none, so little else is sent. Positions and lag count what is left out as read.
+    pub fn tags<T: AsRef<[u8]>>(self, tags: impl IntoIterator<Item = T>) -> Self {
+        let tags = tags.into_iter().map(|tag| bytes::Bytes::copy_from_slice(tag.as_ref())).collect();
+        self.with(|config| config.reader.tags = tags)
+    }
+
     /// Where to go on when a committed offset is outside the log. Without this, it is an error.
     pub fn reset(self, reset: Start) -> Self {
         self.with(|config| config.reader.reset = Some(reset))

@@ -66,6 +66,7 @@ pub use self::reader::{ConsumedRecord, Reader, ReaderBuilder, RecordStream};
 pub use corelog_wire::batch::Compression;
 pub use corelog_wire::error::ErrorCode;
 pub use corelog_wire::ids::MemberId;
+pub use corelog_wire::keys::TAG_HEADER;
 pub use corelog_wire::message::{
     Acks, Assignor, GroupLag, GroupPartition, ListedGroup, MemberDescription, MemberWishes,
     PartitionDescription, TopicSetting,

@@ -9,6 +9,9 @@ pub const SLOTS: u32 = 65_536;
 /// Most distinct tags in a batch for which its filter is still of use; a producer starts a new batch when more come.
 pub const TAGS_PER_BATCH_MAX: usize = 8;
 
+/// Most tags that a reader may ask for at once.
+pub const TAGS_PER_FILTER_MAX: usize = 16;
+
 /// Name of the record header whose value is a tag.
 pub const TAG_HEADER: &str = "tag";
 
@@ -49,11 +52,47 @@ pub fn bloom_of(tag: &[u8]) -> u64 {
     (0..4).fold(0, |bloom, i| bloom | 1 << (hash >> (6 * i) & 63))
 }
 
-/// Whether a batch with this filter may hold a record with the tag; false means that it holds none.
-#[must_use]
-pub fn bloom_may_hold(batch_bloom: u64, tag: &[u8]) -> bool {
-    let tag = bloom_of(tag);
-    batch_bloom & tag == tag
+/// Which batches a reader asks for: those that may hold a record with one of some tags, or all if it names none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TagFilter {
+    /// The bits of each tag.
+    blooms: Vec<u64>,
+}
+
+impl TagFilter {
+    /// Every batch.
+    pub const ALL: Self = Self { blooms: Vec::new() };
+
+    /// Batches that may hold any of these tags; every batch if there is none. `None` for more than
+    /// [`TAGS_PER_FILTER_MAX`].
+    #[must_use]
+    pub fn of<T: AsRef<[u8]>>(tags: impl IntoIterator<Item = T>) -> Option<Self> {
+        Self::from_blooms(tags.into_iter().map(|tag| bloom_of(tag.as_ref())).collect())
+    }
+
+    /// As [`TagFilter::of`], from the bits of each tag.
+    #[must_use]
+    pub fn from_blooms(blooms: Vec<u64>) -> Option<Self> {
+        (blooms.len() <= TAGS_PER_FILTER_MAX).then_some(Self { blooms })
+    }
+
+    /// The bits of each tag.
+    #[must_use]
+    pub fn blooms(&self) -> &[u64] {
+        &self.blooms
+    }
+
+    /// Whether every batch is asked for.
+    #[must_use]
+    pub const fn is_all(&self) -> bool {
+        self.blooms.is_empty()
+    }
+
+    /// Whether a batch with this filter is asked for; if not, it holds no record with one of the tags.
+    #[must_use]
+    pub fn asks_for(&self, batch_bloom: u64) -> bool {
+        self.is_all() || self.blooms.iter().any(|tag| batch_bloom & tag == *tag)
+    }
 }
 
 #[cfg(test)]
@@ -86,8 +125,13 @@ mod tests {
         // By zlib crc32("red") is 0xfa615f8f, so the bits are 15, 62, 21 and 24.
         assert_eq!(bloom_of(b"red"), 0x4000_0000_0120_8000);
         let both = bloom_of(b"red") | bloom_of(b"green");
-        assert!(bloom_may_hold(both, b"red") && bloom_may_hold(both, b"green"));
-        assert!(!bloom_may_hold(0, b"red"));
-        assert!(!bloom_may_hold(bloom_of(b"red"), b"green"));
+        let red = TagFilter::of(["red"]).unwrap();
+        assert!(red.asks_for(both) && red.asks_for(bloom_of(b"red")));
+        assert!(!red.asks_for(0) && !red.asks_for(bloom_of(b"green")));
+        let either = TagFilter::of(["red", "green"]).unwrap();
+        assert!(either.asks_for(bloom_of(b"red")) && either.asks_for(bloom_of(b"green")));
+        assert!(!either.asks_for(bloom_of(b"blue")));
+        assert!(TagFilter::ALL.asks_for(0));
+        assert_eq!(TagFilter::of((0..=16_u8).map(|tag| [tag])), None);
     }
 }

@@ -16,6 +16,7 @@ use corelog_wire::frame::{Caps, Kind, PRELUDE_BYTES, Prelude, check_header};
 use corelog_wire::ids::{
     CorrelationId, Offset, ProducerEpoch, ProducerId, Sequence, TopicId, TopicPartition,
 };
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{
     self, CreateTopicAnswer, CreateTopicRequest, DeleteTopicAnswer, DeleteTopicRequest, FetchAnswer,
     FetchRequest, FetchRow, HelloAnswer, HelloRequest, InitProducerIdAnswer, InitProducerIdRequest,
@@ -195,8 +196,13 @@ impl Connection {
                 max_bytes: FETCH_BYTES,
                 leader_epoch: None,
             };
-            let request =
-                FetchRequest { max_wait_ms: 0, min_bytes: 0, max_bytes: FETCH_BYTES, rows: vec![row] };
+            let request = FetchRequest {
+                max_wait_ms: 0,
+                min_bytes: 0,
+                max_bytes: FETCH_BYTES,
+                rows: vec![row],
+                filter: TagFilter::ALL,
+            };
             let (header, payload) = self.ask(Kind::Fetch, &request.encode())?;
             let answer = FetchAnswer::decode(&header).map_err(peer)?;
             answer.rows_within(payload.len()).map_err(peer)?;
@@ -273,7 +279,8 @@ impl Following {
         self.asked = true;
         let max_wait_ms = u32::try_from(follow::POLL.as_millis()).unwrap_or(u32::MAX);
         let rows = self.rows.iter().copied().collect();
-        let request = FetchRequest { max_wait_ms, min_bytes: 1, max_bytes: FETCH_BYTES, rows };
+        let request =
+            FetchRequest { max_wait_ms, min_bytes: 1, max_bytes: FETCH_BYTES, rows, filter: TagFilter::ALL };
         self.connection.send(Kind::Fetch, &request.encode())
     }
 }

@@ -23,6 +23,8 @@ pub const BATCH_BYTES_MAX: u32 = 8 << 20;
 pub const REQUEST_PAYLOAD_BYTES_MAX: u32 = 16 << 20;
 /// Largest payload of a fetch answer, unless a single batch is larger.
 pub const FETCH_BYTES_MAX: u32 = 16 << 20;
+/// What a fetch with a tag filter passes over of a segment before it is answered with how far it came.
+pub const FILTER_PASSED_BYTES_MAX: u64 = 16 << 20;
 /// Largest frame header before and after `Hello`.
 pub const HEADER_BYTES_MAX_BEFORE_HELLO: u32 = 4 << 10;
 /// See [`HEADER_BYTES_MAX_BEFORE_HELLO`].

@@ -431,6 +431,7 @@ fn place(header: &BatchHeader, stamp: &Stamp, segment_use: SegmentUse, position:
         bytes: header.batch_bytes,
         segment_use,
         max_timestamp_ms: header.max_timestamp_ms,
+        tag_bloom: header.tag_bloom,
     }
 }
 

@@ -19,6 +19,7 @@ use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{
     LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, ShardId, TopicId, TopicPartition,
 };
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Acks, Answer, ProducedRow};
 use corelog_wire::records::RecordsBuilder;
 use std::collections::{BTreeMap, BTreeSet};
@@ -320,7 +321,8 @@ impl Rig {
             let request = RequestId(self.requests);
             let row = FetchRow { tp, offset: Offset::new(next), bytes_max: 1 << 20, leader_epoch: None };
             let (wait_max, bytes_max) = (Duration::ZERO, 1 << 20);
-            self.tell(Input::Fetch(Fetch { request, wait_max, bytes_min: 1, bytes_max, rows: vec![row] }));
+            let (rows, filter) = (vec![row], TagFilter::ALL);
+            self.tell(Input::Fetch(Fetch { request, wait_max, bytes_min: 1, bytes_max, rows, filter }));
             self.settle();
             let Some(reply) = self.replies.remove(&request) else { panic!("a fetch without an answer") };
             let Answer::Fetch(answer) = &reply.answer else { panic!("a fetch got {:?}", reply.answer) };

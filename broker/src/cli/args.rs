@@ -221,6 +221,9 @@ pub(super) struct ProduceArgs {
     /// What separates key and value: what comes before it first is the key. A line without it has no key.
     #[arg(long, value_name = "TEXT", value_parser = parse_separator)]
     pub(super) key_separator: Option<String>,
+    /// A tag of every record, by which readers may ask for it. May be repeated.
+    #[arg(long, value_name = "TAG")]
+    pub(super) tag: Vec<String>,
     /// All records to this partition.
     #[arg(long)]
     pub(super) partition: Option<u32>,
@@ -261,6 +264,10 @@ pub(super) struct ConsumeArgs {
     /// Where to begin, in a group only where it has not read yet: earliest, latest, an offset, or a time as 2026-11-21T10:00:00Z.
     #[arg(long, default_value = "earliest", value_name = "PLACE", value_parser = parse_start)]
     pub(super) from: Start,
+    /// Only records with this tag, the value of a header named tag; repeated, with any of them. The broker leaves out
+    /// batches that have none.
+    #[arg(long, value_name = "TAG")]
+    pub(super) tag: Vec<String>,
     /// Stop at the records that are there now, instead of waiting for more.
     #[arg(long)]
     pub(super) until_end: bool,

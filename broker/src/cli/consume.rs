@@ -17,7 +17,7 @@ use super::{Interrupts, OutputFormat, complain, connect};
 
 /// What is gathered before it is written.
 const OUT_BYTES: usize = 1 << 20;
-/// A member that has got nothing for so long looks whether it has read all.
+/// Who has got nothing for so long looks whether all was read.
 const END_LOOK: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), Failure> {
@@ -44,7 +44,7 @@ pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), F
         Some(partition) => client.reader(&args.topic, partition),
         None => client.topic_reader(&args.topic),
     };
-    let reader = reader.from(args.from).build()?;
+    let reader = reader.from(args.from).tags(&args.tag).build()?;
     let stdout = io::stdout();
     let progress = Progress::new(None, output, stdout.is_terminal());
     let out = BufWriter::with_capacity(OUT_BYTES, stdout);
@@ -73,7 +73,7 @@ async fn as_member(
     // A group may wait for a topic to come; somebody who types its name would rather know.
     client.admin().topic(&args.topic).await?;
     let builder = client.consumer(group).topics([args.topic.as_str()]).from(args.from);
-    let builder = builder.session_timeout(args.session_timeout);
+    let builder = builder.session_timeout(args.session_timeout).tags(&args.tag);
     let consumer = match &args.instance {
         Some(instance) => builder.instance(instance).build()?,
         None => builder.build()?,
@@ -142,18 +142,25 @@ impl<W: Write> Job<W> {
             if batch.is_none() {
                 // Whoever reads the output should not wait while we do.
                 self.out.flush().map_err(|error| Failure::output(&error))?;
-                batch = reader.next().await?;
+                if self.ends.is_none() {
+                    batch = reader.next().await?;
+                } else if let Ok(next) = tokio::time::timeout(END_LOOK, reader.next()).await {
+                    batch = next?;
+                } else {
+                    // A filter may leave out everything up to the end.
+                    if self.is_at_the_ends(|partition| reader.position(partition)) {
+                        return Ok(());
+                    }
+                    continue;
+                }
             }
             let Some(batch) = batch else { return Ok(()) };
             self.write(&batch).map_err(|error| Failure::output(&error))?;
             if self.remaining == Some(0) {
                 return Ok(());
             }
-            if let Some(ends) = &mut self.ends {
-                ends.retain(|&partition, end| partition != batch.partition() || *end > batch.next_offset());
-                if ends.is_empty() {
-                    return Ok(());
-                }
+            if self.is_at_the_ends(|read| (read == batch.partition()).then_some(batch.next_offset())) {
+                return Ok(());
             }
             // A turn for the driver, so that it fetches while we write.
             tokio::task::yield_now().await;
@@ -199,6 +206,13 @@ impl<W: Write> Job<W> {
         consumer.seek(&share, Start::Offset(next))?;
         consumer.commit_offsets(vec![(share, Place::at(next))]).await?;
         Ok(())
+    }
+
+    /// Whether the last partition was read to its end, given how far some were.
+    fn is_at_the_ends(&mut self, position: impl Fn(u32) -> Option<u64>) -> bool {
+        let Some(ends) = &mut self.ends else { return false };
+        ends.retain(|&partition, end| position(partition).is_none_or(|position| position < *end));
+        ends.is_empty()
     }
 
     fn write(&mut self, batch: &Batch) -> io::Result<()> {

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use corelog_client::{Acks, Delivery, Error, Partitioner, Producer, RecordRef, Ticket};
+use corelog_client::{Acks, Delivery, Error, Partitioner, Producer, RecordRef, TAG_HEADER, Ticket};
 
 use super::args::ProduceArgs;
 use super::failure::Failure;
@@ -119,18 +119,26 @@ impl Job {
 }
 
 /// A record of the input as the arguments say.
-fn record<'a>(args: &ProduceArgs, piece: &'a [u8]) -> RecordRef<'a> {
+fn record<'a>(args: &ProduceArgs, headers: &'a Headers<'a>, piece: &'a [u8]) -> RecordRef<'a> {
     let piece = if args.chomp { input::chomp(piece, args.delimiter) } else { piece };
     let (key, value) = match &args.key_separator {
         Some(separator) => input::split_key(piece, separator.as_bytes()),
         None => (None, piece),
     };
-    RecordRef { key, ..RecordRef::new(value) }
+    RecordRef { key, headers, ..RecordRef::new(value) }
+}
+
+type Headers<'a> = [(&'a [u8], Option<&'a [u8]>)];
+
+/// The headers of every record.
+fn headers(args: &ProduceArgs) -> Vec<(&[u8], Option<&[u8]>)> {
+    args.tag.iter().map(|tag| (TAG_HEADER.as_bytes(), Some(tag.as_bytes()))).collect()
 }
 
 async fn send_chunk(args: &ProduceArgs, producer: &Producer, chunk: &[u8]) -> Result<u64, Failure> {
+    let headers = headers(args);
     let records: Vec<RecordRef<'_>> =
-        Pieces::new(chunk, args.delimiter).map(|piece| record(args, piece)).collect();
+        Pieces::new(chunk, args.delimiter).map(|piece| record(args, &headers, piece)).collect();
     producer.enqueue_all(&records).await?;
     Ok(records.len() as u64)
 }
@@ -166,8 +174,9 @@ impl Acknowledged {
         chunk: &[u8],
     ) -> Result<u64, Failure> {
         let mut records = 0;
+        let headers = headers(args);
         for piece in Pieces::new(chunk, args.delimiter) {
-            let record = record(args, piece);
+            let record = record(args, &headers, piece);
             let ticket = loop {
                 tokio::select! {
                     biased;

@@ -16,6 +16,7 @@ use corelog_core::limits::{BLOCK, KIB, MIB};
 use corelog_core::segment::{BatchScan, Found, Next, SegmentError};
 use corelog_core::shard::{SegmentRead, SegmentStart};
 use corelog_wire::ids::Offset;
+use corelog_wire::keys::TagFilter;
 use glommio::io::ReadResult;
 use glommio::sync::Semaphore;
 use std::cell::{Cell, RefCell};
@@ -100,22 +101,24 @@ impl Cold {
         self.held.get()
     }
 
-    /// The batches that `read` asks for. If something is wrong behind the first of them, those before it.
+    /// The batches that `read` and a filter ask for, and where to go on behind them. If something is wrong behind the first
+    /// of them, those before it.
     pub(super) async fn read(
         &self,
         mut read: SegmentRead,
+        filter: &TagFilter,
         hold: &Hold,
         meters: &Meters,
-    ) -> Result<Vec<PayloadSlice>, ColdError> {
+    ) -> Result<(Vec<PayloadSlice>, Offset), ColdError> {
         if self.held.get() > HELD_BYTES_MAX {
             read.bytes_max = read.bytes_max.min(u32::try_from(CHUNK_BYTES_MIN).unwrap_or(u32::MAX));
         }
-        match self.scan(&read, hold, meters).await {
+        match self.scan(&read, filter, hold, meters).await {
             Err(ColdError::Segment(error)) if sound_until(&error).is_some_and(|until| until > read.from) => {
                 tracing::error!(segment = ?read.segment, %error, "a segment is damaged; what lies before is served");
                 meters.failures.add(1);
                 read.until = sound_until(&error).unwrap_or(read.until);
-                self.scan(&read, hold, meters).await
+                self.scan(&read, filter, hold, meters).await
             }
             result => result,
         }
@@ -124,13 +127,13 @@ impl Cold {
     async fn scan(
         &self,
         read: &SegmentRead,
+        filter: &TagFilter,
         hold: &Hold,
         meters: &Meters,
-    ) -> Result<Vec<PayloadSlice>, ColdError> {
+    ) -> Result<(Vec<PayloadSlice>, Offset), ColdError> {
         let mut left = u64::from(read.bytes_max);
         let mut slices = Vec::new();
-        let mut end = None;
-        let mut scan = BatchScan::new(read, self.start(read, hold).await);
+        let mut scan = BatchScan::new(read, self.start(read, hold).await).filtered(filter.clone());
         let mut next = scan.take(&[], 0)?.next;
         while let Next::Read { from, bytes } = next {
             let wanted = left.clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).max(bytes);
@@ -138,19 +141,18 @@ impl Cold {
             let taken = scan.take((*chunk).as_ref(), chunk.start)?;
             for range in taken.ranges {
                 left = left.saturating_sub(range.len() as u64);
-                end = Some(chunk.start + range.end as u64);
                 let owner = Rc::clone(&chunk);
                 slices.push(PayloadSlice::new(owner, range.start, range.end));
             }
             next = taken.next;
             rt::yield_if_needed().await;
         }
-        if let (Some(end), Some(offset)) = (end, scan.expected()) {
-            self.hints.borrow_mut().remember(read.segment, offset, end);
+        if let Some(offset) = scan.expected() {
+            self.hints.borrow_mut().remember(read.segment, offset, scan.position());
         }
         meters.cold_reads.add(1);
         meters.cold_read_bytes.add(slices.iter().map(|slice| slice.len() as u64).sum());
-        Ok(slices)
+        Ok((slices, scan.next_offset()))
     }
 
     /// The first offset wanted whose batch is of `timestamp_ms` or later, and that batch's max timestamp.

@@ -18,6 +18,7 @@ use corelog_core::shard::{
 };
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::TopicPartition;
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, ListOffsetsAnswer, ListedRow};
 use std::future::Future;
 use std::rc::Rc;
@@ -235,7 +236,7 @@ impl Inner {
         }
         self.in_queue(self.queues.cold, move |inner| async move {
             for (index, read, hold) in cold {
-                inner.read(&mut ready.rows[index], read, &hold).await;
+                inner.read(&mut ready.rows[index], read, &plan.filter, &hold).await;
             }
             inner.results.fetched(ready);
         });
@@ -255,6 +256,7 @@ impl Inner {
             log_start: row.log_start,
             log_end: row.log_end,
             leader_epoch: row.leader_epoch,
+            next_offset: row.next_offset,
             slices: Vec::new(),
         };
         if let Source::Tail(slices) = row.source {
@@ -269,10 +271,14 @@ impl Inner {
         ready
     }
 
-    async fn read(&self, row: &mut FetchReadyRow, read: SegmentRead, hold: &Hold) {
-        match self.cold.read(read, hold, &self.meters).await {
-            Ok(slices) => row.slices = slices,
+    async fn read(&self, row: &mut FetchReadyRow, read: SegmentRead, filter: &TagFilter, hold: &Hold) {
+        match self.cold.read(read, filter, hold, &self.meters).await {
+            Ok((slices, next)) => {
+                row.slices = slices;
+                row.next_offset = (!filter.is_all()).then_some(next);
+            }
             Err(error) => {
+                row.next_offset = None;
                 self.unreadable(read, &error);
                 row.error = code_of(&error);
                 row.message = format!("offset {}: {error}", read.from);

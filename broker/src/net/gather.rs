@@ -13,7 +13,7 @@ use super::merge::{AnswerRow, FetchRound, FetchStep, Rows, Split};
 use super::mesh::{Ask, FetchAsk, Reply};
 use super::reply::{Owner, Ticket, last_moment};
 use super::seam::{FetchReadyRow, PayloadSlice};
-use corelog_core::shard::RequestId;
+use corelog_core::shard::{FetchRow, RequestId};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{ShardId, TopicPartition};
 use corelog_wire::message::{
@@ -234,7 +234,10 @@ impl Gather {
                 rows.fill(&places, answer.rows);
             }
             (Gathered::Fetched(fetch), Reply::Fetched(answered)) => {
-                something = fetch.is_worth_answering(&answered);
+                something = fetch.is_worth_answering(part, &answered);
+                if !something {
+                    fetch.move_on(part, &answered);
+                }
                 fetch.rows.fill(&places, answered);
             }
             (rows, Reply::Message(Answer::Refused { kind, refusal })) => {
@@ -314,10 +317,25 @@ impl Gather {
 }
 
 impl FetchGather {
-    /// Whether these rows of a part are worth an answer: an error, or as many bytes as were asked for.
-    fn is_worth_answering(&self, rows: &[FetchReadyRow]) -> bool {
+    /// Whether these rows of a part are worth an answer: an error, as many bytes as were asked for, or batches that were
+    /// passed over with more behind them.
+    fn is_worth_answering(&self, part: usize, rows: &[FetchReadyRow]) -> bool {
         let bytes: usize = rows.iter().flat_map(|row| &row.slices).map(PayloadSlice::len).sum();
-        rows.iter().any(|row| row.error != ErrorCode::None) || bytes >= self.bytes_min.max(1) as usize
+        let moves = |(asked, row): (&FetchRow, &FetchReadyRow)| {
+            row.next_offset.is_some_and(|next| asked.offset < next && next < row.high_watermark)
+        };
+        bytes >= self.bytes_min.max(1) as usize
+            || rows.iter().any(|row| row.error != ErrorCode::None)
+            || self.again[part].rows.iter().zip(rows).any(moves)
+    }
+
+    /// When a part is asked again, what was passed over need not be looked at once more.
+    fn move_on(&mut self, part: usize, rows: &[FetchReadyRow]) {
+        for (asked, row) in
+            self.again[part].rows.iter_mut().zip(rows).filter(|(_, row)| row.slices.is_empty())
+        {
+            asked.offset = row.next_offset.map_or(asked.offset, |next| next.max(asked.offset));
+        }
     }
 }
 

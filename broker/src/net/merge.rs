@@ -142,10 +142,11 @@ impl Rows<FetchReadyRow> {
         slices.map(|slice| slice.len() as u64).sum()
     }
 
-    /// Lets go of the batches; what the rows say beside them stays.
+    /// Lets go of the batches; what the rows say beside them stays, unless it is that nothing is left to read there.
     pub(super) fn drop_payload(&mut self) {
-        for row in self.rows.iter_mut().flatten() {
+        for row in self.rows.iter_mut().flatten().filter(|row| !row.slices.is_empty()) {
             row.slices = Vec::new();
+            row.next_offset = None;
         }
     }
 }
@@ -224,6 +225,7 @@ impl AnswerRow for FetchReadyRow {
             log_start: Offset::new(0),
             log_end: Offset::new(0),
             leader_epoch: LeaderEpoch::new(0),
+            next_offset: None,
             slices: Vec::new(),
         }
     }

@@ -9,6 +9,7 @@ use super::seam::{FetchReadyRow, PayloadSlice};
 use bytes::Bytes;
 use corelog_core::shard::{Fetch, FetchRow, Input, Produce, ProduceRow, RequestId};
 use corelog_wire::ids::{CorrelationId, Offset, ShardId, TopicPartition};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Acks, Answer, HelloRequest, ListOffsetsRow};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -141,6 +142,7 @@ impl<S> FetchReadyRow<S> {
             log_start: self.log_start,
             log_end: self.log_end,
             leader_epoch: self.leader_epoch,
+            next_offset: self.next_offset,
             slices: slices(self.slices),
         }
     }
@@ -165,6 +167,7 @@ pub(super) struct FetchAsk {
     pub(super) bytes_min: u32,
     pub(super) bytes_max: u32,
     pub(super) rows: Vec<FetchRow>,
+    pub(super) filter: TagFilter,
 }
 
 impl Ask {
@@ -174,8 +177,8 @@ impl Ask {
             Self::Produce { acks, deadline, rows } => {
                 Input::Produce(Produce { request, acks, deadline, rows })
             }
-            Self::Fetch(FetchAsk { wait_max, patience: _, bytes_min, bytes_max, rows }) => {
-                Input::Fetch(Fetch { request, wait_max, bytes_min, bytes_max, rows })
+            Self::Fetch(FetchAsk { wait_max, patience: _, bytes_min, bytes_max, rows, filter }) => {
+                Input::Fetch(Fetch { request, wait_max, bytes_min, bytes_max, rows, filter })
             }
             Self::ListOffsets(rows) => Input::ListOffsets { request, rows },
             Self::DeleteRecords(rows) => Input::DeleteRecords { request, rows },

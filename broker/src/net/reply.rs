@@ -347,6 +347,7 @@ fn fetched(rows: Vec<FetchReadyRow>) -> (Vec<u8>, Vec<PayloadSlice>) {
                 leader_epoch: row.leader_epoch,
                 first_byte,
                 bytes,
+                next_offset: row.next_offset,
             };
             first_byte = first_byte.saturating_add(bytes);
             fetched

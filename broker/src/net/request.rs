@@ -195,7 +195,7 @@ impl Inner {
     }
 
     fn fetch(self: &Rc<Self>, request: FetchRequest, bytes_max: u32, ticket: Ticket) {
-        let FetchRequest { max_wait_ms, min_bytes, rows, .. } = request;
+        let FetchRequest { max_wait_ms, min_bytes, max_bytes: _, rows, filter } = request;
         let bytes_min = min_bytes.min(bytes_max);
         let wait_max = bounded(max_wait_ms);
         let rows = rows.into_iter().map(|row| FetchRow {
@@ -217,6 +217,7 @@ impl Inner {
                 bytes_min,
                 bytes_max,
                 rows: part.rows,
+                filter: filter.clone(),
             };
             (part.shard, ask)
         };

@@ -109,6 +109,8 @@ pub struct FetchReadyRow<S = PayloadSlice> {
     pub log_end: Offset,
     /// The epoch of the leader that answers.
     pub leader_epoch: LeaderEpoch,
+    /// With a filter: every batch before it that was asked for is in `slices`.
+    pub next_offset: Option<Offset>,
     /// Whole batches, in order.
     pub slices: Vec<S>,
 }

@@ -157,7 +157,13 @@ pub(crate) fn unknown_kind(stream: &mut TcpStream) {
 
 /// A header that does not match its checksum, and batches that do not match theirs, are refused; the connection goes on.
 pub(crate) fn wrong_checksums(stream: &mut TcpStream, tp: TopicPartition) {
-    let nothing = FetchRequest { max_wait_ms: 0, min_bytes: 0, max_bytes: 1, rows: Vec::new() };
+    let nothing = FetchRequest {
+        max_wait_ms: 0,
+        min_bytes: 0,
+        max_bytes: 1,
+        rows: Vec::new(),
+        filter: corelog_wire::keys::TagFilter::ALL,
+    };
     let mut bad_header = frame(&Request::Fetch(nothing), 6, &[]);
     let last = bad_header.len() - 1;
     bad_header[last] ^= 0xFF;
@@ -231,8 +237,13 @@ pub(crate) fn slow_readers(
 fn greedy(address: &str, tp: TopicPartition, at_once: bool) -> TcpStream {
     let (requests, bytes) = if at_once { (1, 1 << 30) } else { (1_024, 1 << 20) };
     let row = FetchRow { tp, offset: Offset::ZERO, max_bytes: bytes, leader_epoch: None };
-    let request =
-        Request::Fetch(FetchRequest { max_wait_ms: 0, min_bytes: 1, max_bytes: bytes, rows: vec![row] });
+    let request = Request::Fetch(FetchRequest {
+        max_wait_ms: 0,
+        min_bytes: 1,
+        max_bytes: bytes,
+        rows: vec![row],
+        filter: corelog_wire::keys::TagFilter::ALL,
+    });
     let mut stream = greeted(address);
     let frames: Vec<u8> = (10..10 + requests).flat_map(|number| frame(&request, number, &[])).collect();
     // It may be told to wait by a window that is closed.

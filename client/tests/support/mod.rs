@@ -479,6 +479,7 @@ impl World {
                 leader_epoch: LeaderEpoch::new(1),
                 first_byte: if bytes == 0 { 0 } else { u32::try_from(first).unwrap() },
                 bytes,
+                next_offset: None,
             }
         });
         let rows = rows.collect();

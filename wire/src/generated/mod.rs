@@ -1,4 +1,4 @@
-// schema-crc32: 218ab2c4 flatc: 25.12.19
+// schema-crc32: 0db062d9 flatc: 25.12.19
 //! What flatc made of `wire/schema`: run `wire/gen` to make it again, never edit it.
 
 pub(crate) mod common;

@@ -11,6 +11,7 @@ use super::{
 use crate::error::ErrorCode;
 use crate::generated::fetch as fb;
 use crate::ids::{LeaderEpoch, Offset, TopicPartition};
+use crate::keys::TagFilter;
 
 /// One log to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct FetchRequest {
     pub max_bytes: u32,
     /// The logs, the most urgent first.
     pub rows: Vec<FetchRow>,
+    /// Which of their batches; with it, `max_bytes` and `min_bytes` count those that are sent.
+    pub filter: TagFilter,
 }
 
 /// What was read of one log.
@@ -59,6 +62,9 @@ pub struct FetchedRow {
     pub first_byte: u32,
     /// The run's length; 0 if there is nothing new.
     pub bytes: u32,
+    /// Where to go on, if the run may lack batches that were not asked for: every batch before it that was is in the run.
+    /// None if the run lacks nothing.
+    pub next_offset: Option<Offset>,
 }
 
 /// What was read, a row for each log, in the request's order.
@@ -174,11 +180,13 @@ impl FetchRequest {
             })
             .collect();
         let rows = Some(b.create_vector(&rows));
+        let tag_blooms = (!self.filter.is_all()).then(|| b.create_vector(self.filter.blooms()));
         let args = fb::FetchRequestArgs {
             wait_ms_max: self.max_wait_ms,
             bytes_min: self.min_bytes,
             bytes_max: self.max_bytes,
             rows,
+            tag_blooms,
         };
         let root = fb::FetchRequest::create(&mut b, &args);
         finish(b, root)
@@ -187,7 +195,7 @@ impl FetchRequest {
     /// Reads a header.
     ///
     /// # Errors
-    /// [`MessageError::Invalid`].
+    /// [`MessageError`]; there are at most [`TAGS_PER_FILTER_MAX`](crate::keys::TAGS_PER_FILTER_MAX) tags.
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         let table = root::<fb::FetchRequest<'_>>(bytes)?;
         let rows = each(table.rows(), |row: fb::FetchRow<'_>| {
@@ -198,7 +206,11 @@ impl FetchRequest {
                 leader_epoch: row.leader_epoch().map(LeaderEpoch::new),
             })
         })?;
+        let blooms: Vec<u64> = table.tag_blooms().into_iter().flatten().collect();
+        let value = i64::try_from(blooms.len()).unwrap_or(i64::MAX);
+        let too_many = MessageError::OutOfRange { field: "tag_blooms", value };
         Ok(Self {
+            filter: TagFilter::from_blooms(blooms).ok_or(too_many)?,
             max_wait_ms: table.wait_ms_max(),
             min_bytes: table.bytes_min(),
             max_bytes: table.bytes_max(),
@@ -254,6 +266,7 @@ impl FetchedRow {
             leader_epoch: self.leader_epoch.get(),
             first_byte: self.first_byte,
             bytes: self.bytes,
+            next_offset: self.next_offset.map(Offset::get),
         };
         fb::FetchedRow::create(b, &args)
     }
@@ -269,6 +282,7 @@ impl FetchedRow {
             leader_epoch: LeaderEpoch::new(table.leader_epoch()),
             first_byte: table.first_byte(),
             bytes: table.bytes(),
+            next_offset: table.next_offset().map(Offset::new),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::ids::{BrokerId, LeaderEpoch, MemberEpoch, MemberId, Offset, ProducerEpoch, ProducerId, ShardId};
+use crate::keys::TagFilter;
 use crate::testing::{Rng, golden};
 
 fn topic(byte: u8) -> TopicId {
@@ -62,6 +63,7 @@ fn requests() -> Vec<Request> {
                 },
                 FetchRow { tp: tp(1), offset: Offset::ZERO, max_bytes: 1, leader_epoch: None },
             ],
+            filter: TagFilter::of(["red", "green"]).unwrap(),
         }),
         Request::ListOffsets(ListOffsetsRequest {
             rows: vec![
@@ -232,6 +234,7 @@ fn fetch_answer() -> FetchAnswer {
         leader_epoch: LeaderEpoch::new(4),
         first_byte,
         bytes,
+        next_offset: (bytes > 0).then_some(Offset::new(40)),
     };
     FetchAnswer {
         throttle_ms: 0,
@@ -465,6 +468,14 @@ fn an_unknown_number_of_anything_is_refused() {
     let root = fetch::ListOffsetsRequest::create(&mut b, &fetch::ListOffsetsRequestArgs { rows });
     let error = ListOffsetsRequest::decode(&finish(b, root)).unwrap_err();
     assert_eq!(error, MessageError::OutOfRange { field: "at", value: 3 });
+
+    let mut b = FlatBufferBuilder::new();
+    let rows = Some(b.create_vector::<flatbuffers::WIPOffset<fetch::FetchRow<'_>>>(&[]));
+    let tag_blooms = Some(b.create_vector(&[1_u64; 17]));
+    let args = fetch::FetchRequestArgs { rows, tag_blooms, ..Default::default() };
+    let root = fetch::FetchRequest::create(&mut b, &args);
+    let error = FetchRequest::decode(&finish(b, root)).unwrap_err();
+    assert_eq!(error, MessageError::OutOfRange { field: "tag_blooms", value: 17 });
 }
 
 #[test]

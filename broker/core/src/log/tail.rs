@@ -27,6 +27,8 @@ pub struct Place {
     pub segment_use: SegmentUse,
     /// The newest create time of its records, in milliseconds since the Unix epoch.
     pub max_timestamp_ms: i64,
+    /// The filter of its tags.
+    pub tag_bloom: u64,
 }
 
 impl Place {

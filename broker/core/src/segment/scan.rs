@@ -11,15 +11,19 @@
 //! boundary there is never padding. So eight zeros off a boundary are padding. Should rot make them of a batch, the offset
 //! of the next batch, or the end of the file, tells.
 //!
-//! Invariants: a range given out is whole batches of this partition, in order, without gaps; the walk never passes
-//! `file_end`. This room refuses to know files: it asks for bytes and is given some.
+//! A walk for a reader with a tag filter passes over batches that are not asked for, by their headers, up to a bound; then it
+//! is over, and [`BatchScan::next_offset`] says how far it came.
+//!
+//! Invariants: a range given out is whole batches of this partition, in order, and lacks only what the filter leaves out;
+//! the walk never passes `file_end`. This room refuses to know files: it asks for bytes and is given some.
 
 use super::{BLOCK, Index, SegmentError};
 use crate::journal::SegmentId;
-use crate::limits::COMMIT_BYTES_MAX;
+use crate::limits::{COMMIT_BYTES_MAX, FILTER_PASSED_BYTES_MAX};
 use crate::shard::SegmentRead;
 use corelog_wire::batch::{BatchError, HEADER_BYTES, parse_header};
 use corelog_wire::ids::{LeaderEpoch, Offset};
+use corelog_wire::keys::TagFilter;
 use std::ops::Range;
 
 /// Where a batch would have its base offset: see above.
@@ -75,6 +79,9 @@ pub struct BatchScan {
     bytes_left: u64,
     /// Whether a batch was given out.
     began: bool,
+    filter: TagFilter,
+    /// How many bytes may still be passed over.
+    passed_left: u64,
     /// File position of the next batch or padding.
     at: u64,
     /// Offset of the next batch; none before the first, unless that is the segment's first.
@@ -91,6 +98,7 @@ struct Seen {
     end: Offset,
     epoch: LeaderEpoch,
     max_timestamp_ms: i64,
+    tag_bloom: u64,
 }
 
 enum Step {
@@ -131,13 +139,21 @@ impl BatchScan {
             until: read.until,
             bytes_left: u64::from(read.bytes_max),
             began: false,
+            filter: TagFilter::ALL,
+            passed_left: FILTER_PASSED_BYTES_MAX,
             at: start,
             expected: (start <= BLOCK).then_some(read.segment.base),
             epoch: None,
         }
     }
 
-    /// Takes the batches that overlap the offsets wanted out of `chunk`, the bytes of the file from `chunk_start` on: as
+    /// The same walk for a reader who asks for some batches only.
+    #[must_use]
+    pub fn filtered(self, filter: TagFilter) -> Self {
+        Self { filter, ..self }
+    }
+
+    /// Takes the batches that overlap the offsets wanted and are asked for out of `chunk`, the bytes of the file from `chunk_start` on: as
     /// many as the chunk holds whole and `bytes_max` allows, the first one in any case. Nothing is copied.
     ///
     /// # Errors
@@ -162,8 +178,17 @@ impl BatchScan {
                 self.pass(&seen);
                 continue;
             }
-            if !self.began && seen.base > self.from {
+            if self.expected.is_none() && seen.base > self.from {
                 return Err(self.gap(self.from, seen.base));
+            }
+            if !self.filter.asks_for(seen.tag_bloom) {
+                self.pass(&seen);
+                let left = self.passed_left.checked_sub(u64::from(seen.bytes));
+                if left.is_none() || seen.end >= self.until {
+                    break Next::Done;
+                }
+                self.passed_left = left.unwrap_or_default();
+                continue;
             }
             let bytes = u64::from(seen.bytes);
             if self.began && bytes > self.bytes_left {
@@ -244,6 +269,18 @@ impl BatchScan {
         self.expected
     }
 
+    /// File position of the next batch, or of padding before it.
+    #[must_use]
+    pub const fn position(&self) -> u64 {
+        self.at
+    }
+
+    /// Where a reader goes on after [`BatchScan::take`]: every batch before it that was asked for was given out.
+    #[must_use]
+    pub fn next_offset(&self) -> Offset {
+        self.expected.map_or(self.from, |expected| expected.max(self.from))
+    }
+
     /// Passes padding and gives the header of the next batch, checked.
     fn step(&mut self, chunk: Chunk<'_>) -> Result<Step, SegmentError> {
         loop {
@@ -297,6 +334,7 @@ impl BatchScan {
             end,
             epoch: stamp.leader_epoch,
             max_timestamp_ms: header.max_timestamp_ms,
+            tag_bloom: header.tag_bloom,
         })
     }
 

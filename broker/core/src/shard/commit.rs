@@ -114,6 +114,7 @@ impl Shard {
                 bytes: header.batch_bytes,
                 segment_use: *segment_use,
                 max_timestamp_ms: header.max_timestamp_ms,
+                tag_bloom: header.tag_bloom,
             });
             partition.direct = at.direct.is_some();
             if at.direct.is_none() {

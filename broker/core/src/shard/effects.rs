@@ -4,6 +4,7 @@ use crate::journal::{Commit, Position, SegmentId};
 use crate::shard::input::RequestId;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, ListedRow};
 
 /// The effects of one or more steps, grouped by hand. Reused from turn to turn: the hands drain it.
@@ -73,6 +74,8 @@ pub struct ReadPlan {
     pub request: RequestId,
     /// In the order asked.
     pub rows: Vec<ReadRow>,
+    /// Which batches of segments; what is in memory has been looked through.
+    pub filter: TagFilter,
 }
 
 /// One partition of a fetch answer.
@@ -90,6 +93,8 @@ pub struct ReadRow {
     pub log_end: Offset,
     /// The epoch of the leader that answers.
     pub leader_epoch: LeaderEpoch,
+    /// With a filter: up to where every batch that is asked for is in `source`. Of a segment the hands find out.
+    pub next_offset: Option<Offset>,
     /// The bytes to send, in order.
     pub source: Source,
 }

@@ -1,19 +1,21 @@
 //! Reads: what is visible, where its bytes are, and who waits for more.
 //!
 //! Nothing at or above the high watermark is ever planned. A fetch that finds less than it asked for is parked on its
-//! partitions and woken by the high watermark or by its deadline, never polled. Time look-ups live here too.
+//! partitions and woken by the high watermark or by its deadline, never polled. One with a filter passes over batches
+//! that it does not ask for, once each: it moves on as it waits, and says how far it came. Time look-ups live here too.
 
 use super::input::{Fetch, FetchRow, RequestId};
 use super::partition::Partition;
 use super::{Effects, LookupPlan, LookupRow, Parked, ReadPlan, ReadRow, SegmentRead, Shard, Source};
 use crate::limits::{FETCH_BYTES_MAX, PARKED_FETCHES_MAX, REQUEST_DEADLINE_MAX, ROWS_MAX, SLICES_MAX};
-use crate::log::Segment;
+use crate::log::{Place, Segment};
 use crate::time::{Instant, Now};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::Kind;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, At, ListOffsetsAnswer, ListOffsetsRow, ListedRow, Refusal};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A fetch that waits for records.
 #[derive(Debug)]
@@ -21,6 +23,9 @@ pub(super) struct ParkedFetch {
     fetch: Fetch,
     deadline: Instant,
 }
+
+/// Batches in memory that a fetch with a filter passes over before it answers with how far it came.
+const PASSED_MAX: usize = 16_384;
 
 /// Whether a fetch can be answered now.
 enum Readiness {
@@ -31,14 +36,14 @@ enum Readiness {
 }
 
 impl Shard {
-    pub(super) fn fetch(&mut self, now: Now, fetch: Fetch, out: &mut Effects) {
+    pub(super) fn fetch(&mut self, now: Now, mut fetch: Fetch, out: &mut Effects) {
         if fetch.rows.len() > ROWS_MAX || self.fetches.len() >= PARKED_FETCHES_MAX {
             let refusal = Refusal::new(ErrorCode::Throttled, "too many fetches are waiting; try again");
             out.answers.push((fetch.request, Answer::Refused { kind: Kind::Fetch, refusal }));
             return;
         }
         let must_answer = fetch.wait_max.is_zero() || self.draining;
-        if must_answer || matches!(self.readiness(&fetch), Readiness::Ready) {
+        if must_answer || matches!(readiness(&self.partitions, &mut fetch), Readiness::Ready) {
             out.reads.push(self.plan(&fetch));
             return;
         }
@@ -70,9 +75,9 @@ impl Shard {
             .iter()
             .copied()
             .filter(|request| {
-                self.fetches
-                    .get(request)
-                    .is_none_or(|parked| matches!(self.readiness(&parked.fetch), Readiness::Ready))
+                self.fetches.get_mut(request).is_none_or(|parked| {
+                    matches!(readiness(&self.partitions, &mut parked.fetch), Readiness::Ready)
+                })
             })
             .collect();
         for request in ready {
@@ -115,66 +120,25 @@ impl Shard {
         }
     }
 
-    fn readiness(&self, fetch: &Fetch) -> Readiness {
-        let mut bytes = 0u64;
-        for row in &fetch.rows {
-            let Ok(partition) = self.readable(row) else { return Readiness::Ready };
-            let visible_end = partition.high_watermark();
-            if row.offset >= visible_end {
-                continue;
-            }
-            if partition.log.tail.start().is_none_or(|start| row.offset < start) {
-                return Readiness::Ready;
-            }
-            for place in partition.log.tail.from(row.offset) {
-                if place.end > visible_end {
-                    break;
-                }
-                bytes += u64::from(place.bytes);
-                if bytes >= u64::from(fetch.bytes_min) {
-                    return Readiness::Ready;
-                }
-            }
-        }
-        Readiness::Waiting
-    }
-
-    /// The partition of a row, if it may be read from the offset asked.
-    fn readable(&self, row: &FetchRow) -> Result<&Partition, ErrorCode> {
-        let partition = self.partitions.get(&row.tp).ok_or(ErrorCode::UnknownPartition)?;
-        let epoch = partition.epoch.ok_or(ErrorCode::NotLeader)?;
-        match row.leader_epoch {
-            Some(asked) if asked < epoch => return Err(ErrorCode::FencedEpoch),
-            Some(asked) if asked > epoch => return Err(ErrorCode::NotLeader),
-            _ => {}
-        }
-        if row.offset < partition.log.log_start() || row.offset > partition.log.end() {
-            return Err(ErrorCode::OffsetOutOfRange);
-        }
-        // Only damage to the journal takes what was durable out of memory before it was in a segment.
-        if (partition.log.held_end()..partition.log.durable_end()).contains(&row.offset) {
-            return Err(ErrorCode::CorruptBatch);
-        }
-        Ok(partition)
-    }
-
     fn plan(&self, fetch: &Fetch) -> ReadPlan {
         let mut left = u64::from(fetch.bytes_max.min(FETCH_BYTES_MAX));
         let mut any = false;
+        let mut sight = Sight::of(&fetch.filter);
         let mut rows = Vec::with_capacity(fetch.rows.len());
         for row in &fetch.rows {
-            let planned = match self.readable(row) {
+            let planned = match readable(&self.partitions, row) {
                 Ok(partition) => {
                     let bytes_max = left.min(u64::from(row.bytes_max));
-                    let source = if any && left == 0 {
-                        Source::Nothing
+                    let (source, next) = if any && left == 0 {
+                        (Source::Nothing, row.offset)
                     } else {
-                        source(partition, row.offset, bytes_max, any)
+                        source(partition, row.offset, bytes_max, any, &mut sight)
                     };
                     let taken = planned_bytes(&source, bytes_max);
                     any |= taken > 0;
                     left = left.saturating_sub(taken);
-                    read_row(partition, ErrorCode::None, source)
+                    let next_offset = (!fetch.filter.is_all()).then_some(next);
+                    ReadRow { next_offset, ..read_row(partition, ErrorCode::None, source) }
                 }
                 Err(error) => match self.partitions.get(&row.tp) {
                     Some(partition) => read_row(partition, error, Source::Nothing),
@@ -183,7 +147,7 @@ impl Shard {
             };
             rows.push(planned);
         }
-        ReadPlan { request: fetch.request, rows }
+        ReadPlan { request: fetch.request, rows, filter: fetch.filter.clone() }
     }
 
     fn look_up(&self, row: &ListOffsetsRow) -> LookupRow {
@@ -213,32 +177,122 @@ impl Shard {
     }
 }
 
-/// Where the bytes from `offset` on are. `later` rows may stay empty rather than exceed `bytes_max`.
-fn source(partition: &Partition, offset: Offset, bytes_max: u64, later: bool) -> Source {
+/// A filter, and how many more batches may be passed over.
+struct Sight<'fetch> {
+    filter: &'fetch TagFilter,
+    left: usize,
+}
+
+impl<'fetch> Sight<'fetch> {
+    const fn of(filter: &'fetch TagFilter) -> Self {
+        Self { filter, left: PASSED_MAX }
+    }
+
+    /// Whether a batch is asked for; none if no more may be passed over.
+    fn asks_for(&mut self, place: &Place) -> Option<bool> {
+        let asked = self.filter.asks_for(place.tag_bloom);
+        if !asked {
+            self.left = self.left.checked_sub(1)?;
+        }
+        Some(asked)
+    }
+}
+
+/// Whether a fetch can be answered now. Its rows move past batches that are not asked for.
+fn readiness(partitions: &BTreeMap<TopicPartition, Partition>, fetch: &mut Fetch) -> Readiness {
+    let mut bytes = 0u64;
+    let mut sight = Sight::of(&fetch.filter);
+    for row in &mut fetch.rows {
+        let Ok(partition) = readable(partitions, row) else { return Readiness::Ready };
+        let visible_end = partition.high_watermark();
+        if row.offset >= visible_end {
+            continue;
+        }
+        if partition.log.tail.start().is_none_or(|start| row.offset < start) {
+            return Readiness::Ready;
+        }
+        let mut found = false;
+        for place in partition.log.tail.from(row.offset) {
+            if place.end > visible_end {
+                break;
+            }
+            match sight.asks_for(place) {
+                None => return Readiness::Ready,
+                Some(false) if found => {}
+                Some(false) => row.offset = place.end,
+                Some(true) => {
+                    found = true;
+                    bytes += u64::from(place.bytes);
+                    if bytes >= u64::from(fetch.bytes_min) {
+                        return Readiness::Ready;
+                    }
+                }
+            }
+        }
+    }
+    Readiness::Waiting
+}
+
+/// The partition of a row, if it may be read from the offset asked.
+fn readable<'shard>(
+    partitions: &'shard BTreeMap<TopicPartition, Partition>,
+    row: &FetchRow,
+) -> Result<&'shard Partition, ErrorCode> {
+    let partition = partitions.get(&row.tp).ok_or(ErrorCode::UnknownPartition)?;
+    let epoch = partition.epoch.ok_or(ErrorCode::NotLeader)?;
+    match row.leader_epoch {
+        Some(asked) if asked < epoch => return Err(ErrorCode::FencedEpoch),
+        Some(asked) if asked > epoch => return Err(ErrorCode::NotLeader),
+        _ => {}
+    }
+    if row.offset < partition.log.log_start() || row.offset > partition.log.end() {
+        return Err(ErrorCode::OffsetOutOfRange);
+    }
+    // Only damage to the journal takes what was durable out of memory before it was in a segment.
+    if (partition.log.held_end()..partition.log.durable_end()).contains(&row.offset) {
+        return Err(ErrorCode::CorruptBatch);
+    }
+    Ok(partition)
+}
+
+/// Where the bytes from `offset` on are, and where to go on behind them. `later` rows may stay empty rather than exceed
+/// `bytes_max`.
+fn source(
+    partition: &Partition,
+    offset: Offset,
+    bytes_max: u64,
+    later: bool,
+    sight: &mut Sight<'_>,
+) -> (Source, Offset) {
     let visible_end = partition.high_watermark();
     if offset >= visible_end {
-        return Source::Nothing;
+        return (Source::Nothing, offset);
     }
     if partition.log.tail.start().is_some_and(|start| start <= offset) {
         let mut slices = Vec::new();
-        let mut bytes = 0;
-        for place in partition.log.tail.from(offset) {
-            bytes += u64::from(place.bytes);
-            let fits = bytes <= bytes_max || (slices.is_empty() && !later);
-            if place.end > visible_end || !fits || slices.len() >= SLICES_MAX {
-                break;
+        let (mut bytes, mut next) = (0, offset);
+        for place in partition.log.tail.from(offset).take_while(|place| place.end <= visible_end) {
+            match sight.asks_for(place) {
+                None => break,
+                Some(false) => {}
+                Some(true) => {
+                    bytes += u64::from(place.bytes);
+                    let fits = bytes <= bytes_max || (slices.is_empty() && !later);
+                    if !fits || slices.len() >= SLICES_MAX {
+                        break;
+                    }
+                    slices.push(place.slice());
+                }
             }
-            slices.push(place.slice());
+            next = place.end;
         }
-        return Source::Tail(slices);
+        return (Source::Tail(slices), next);
     }
-    match partition.log.segments.holding(offset) {
-        Some(segment) => {
-            let until = segment.proven_end.min(visible_end);
-            Source::Segment(segment_read(partition, segment, offset, until, bytes_max))
-        }
-        None => Source::Nothing,
-    }
+    let source = partition.log.segments.holding(offset).map_or(Source::Nothing, |segment| {
+        let until = segment.proven_end.min(visible_end);
+        Source::Segment(segment_read(partition, segment, offset, until, bytes_max))
+    });
+    (source, offset)
 }
 
 fn segment_read(
@@ -310,6 +364,7 @@ fn read_row(partition: &Partition, error: ErrorCode, source: Source) -> ReadRow 
         log_start: partition.log.log_start(),
         log_end: partition.log.end(),
         leader_epoch: partition.epoch.unwrap_or(LeaderEpoch::new(0)),
+        next_offset: None,
         source,
     }
 }
@@ -322,6 +377,7 @@ fn missing_row(tp: TopicPartition, error: ErrorCode) -> ReadRow {
         log_start: Offset::ZERO,
         log_end: Offset::ZERO,
         leader_epoch: LeaderEpoch::new(0),
+        next_offset: None,
         source: Source::Nothing,
     }
 }

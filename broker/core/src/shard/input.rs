@@ -5,6 +5,7 @@ use crate::topic::TopicConfig;
 use corelog_wire::batch::CheckedBatch;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Acks, ListOffsetsRow};
 use std::time::Duration;
 
@@ -160,6 +161,8 @@ pub struct Fetch {
     pub bytes_max: u32,
     /// What is asked.
     pub rows: Vec<FetchRow>,
+    /// Which batches; with it, the bytes above are those of batches that are asked for.
+    pub filter: TagFilter,
 }
 
 /// One partition of a fetch request.

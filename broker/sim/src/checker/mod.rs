@@ -19,6 +19,7 @@ use crate::trace::Trace;
 use bytes::Bytes;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{Offset, TopicId, TopicPartition};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{FetchedRow, ListedRow, ProducedRow};
 use partition::Partition;
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ pub struct Sent {
     pub invoked: u64,
     /// The newest create time of its records.
     pub max_timestamp_ms: i64,
+    /// The filter of its tags.
+    pub tag_bloom: u64,
     /// Everything after the stamp, folded.
     pub fingerprint: (u32, u32),
     /// What its producer was told at last.
@@ -80,6 +83,7 @@ impl Sent {
             records: partition::u32_at(bytes, 32),
             invoked: now,
             max_timestamp_ms: partition::u64_at(bytes, 48).cast_signed(),
+            tag_bloom: partition::u64_at(bytes, 72),
             fingerprint: partition::fingerprint(bytes),
             fate: Fate::Open,
             base: None,
@@ -208,10 +212,17 @@ impl Checker {
     }
 
     /// A fetch was answered. Says how the reader goes on.
-    pub fn fetched(&mut self, from: Offset, row: &FetchedRow, bytes: &Bytes, scene: &Scene) -> Read {
+    pub fn fetched(
+        &mut self,
+        from: Offset,
+        filter: &TagFilter,
+        row: &FetchedRow,
+        bytes: &Bytes,
+        scene: &Scene,
+    ) -> Read {
         let Some(partition) = self.partitions.get_mut(&row.tp) else { return Read::Nothing };
         let book = partition::Book { batches: &mut self.batches, by_fingerprint: &self.by_fingerprint };
-        match partition.fetched(book, from.get(), row, bytes, scene) {
+        match partition.fetched(book, (from.get(), filter), row, bytes, scene) {
             Ok(read) => {
                 if let Read::Advanced { batches, .. } = read {
                     self.counts.read += batches;

@@ -8,8 +8,10 @@ use super::{BatchId, Fate, Scene, Sent};
 use bytes::Bytes;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::TopicPartition;
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{FetchedRow, ListedRow, ProducedRow};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// How a reader goes on after an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub(super) struct Partition {
     /// Visible ends, by when they were known: acknowledged, read or named as the high watermark. Both rise.
     visible: Vec<(u64, u64)>,
     lanes: BTreeMap<(i64, i16), BTreeMap<i32, u64>>,
+    /// Where readers were told that there is nothing they asked for.
+    passed: Vec<(Range<u64>, TagFilter)>,
 }
 
 impl Partition {
@@ -80,6 +84,7 @@ impl Partition {
             starts_acknowledged: Vec::new(),
             visible: Vec::new(),
             lanes: BTreeMap::new(),
+            passed: Vec::new(),
         }
     }
 
@@ -140,6 +145,14 @@ impl Partition {
         if sent.fate == Fate::Refused {
             return Err(format!("D6: {tp}: batch {id} was refused for good and is at {base}"));
         }
+        // What is known now only may have been passed over before.
+        if self
+            .passed
+            .iter()
+            .any(|(passed, filter)| passed.contains(&base) && filter.asks_for(sent.tag_bloom))
+        {
+            return Err(format!("{tp}: batch {id} at {base} was asked for and passed over"));
+        }
         sent.copies += 1;
         if sent.copies > sent.copies_max {
             return Err(format!("O2: {tp}: batch {id} is at {base} and at {:?}", sent.base));
@@ -177,12 +190,12 @@ impl Partition {
     pub(super) fn fetched(
         &mut self,
         book: Book<'_>,
-        from: u64,
+        asked: (u64, &TagFilter),
         row: &FetchedRow,
         bytes: &Bytes,
         scene: &Scene,
     ) -> Result<Read, String> {
-        let tp = self.tp;
+        let (tp, (from, filter)) = (self.tp, asked);
         let (start, end, visible_end) = (row.log_start.get(), row.log_end.get(), row.high_watermark.get());
         match row.error {
             ErrorCode::None => {}
@@ -202,6 +215,18 @@ impl Partition {
             return Err(format!("{tp}: log start {start}, high watermark {visible_end}, log end {end}"));
         }
         self.marks(start, visible_end, scene)?;
+        if row.next_offset.is_some() == filter.is_all() {
+            return Err(format!("{tp}: {filter:?} was asked for, and {:?} answered", row.next_offset));
+        }
+        let passed = row.next_offset.map_or(from, |next| next.get());
+        if passed > visible_end {
+            return Err(format!("O6: {tp}: passed over {from}..{passed}, though {visible_end} is the end"));
+        }
+        if bytes.is_empty() && passed > from {
+            self.pass_over(book.batches, from..passed, filter, scene)?;
+            self.now_visible(scene.now, visible_end);
+            return Ok(Read::Advanced { next: passed, batches: 0 });
+        }
         if bytes.is_empty() {
             if from < visible_end && !scene.quarantined && !scene.may_be_empty {
                 return Err(format!("poll-skip: {tp}: nothing at {from}, though {visible_end} is visible"));
@@ -209,7 +234,7 @@ impl Partition {
             self.now_visible(scene.now, visible_end);
             return Ok(Read::Nothing);
         }
-        let read = self.served(book, from, visible_end, bytes, scene)?;
+        let read = self.served(book, asked, (passed, visible_end), bytes, scene)?;
         self.now_visible(scene.now, visible_end);
         Ok(read)
     }
@@ -218,8 +243,8 @@ impl Partition {
     fn served(
         &mut self,
         book: Book<'_>,
-        from: u64,
-        visible_end: u64,
+        (from, filter): (u64, &TagFilter),
+        (passed, visible_end): (u64, u64),
         bytes: &Bytes,
         scene: &Scene,
     ) -> Result<Read, String> {
@@ -248,17 +273,48 @@ impl Partition {
             if u32_at(batch, 20) != stamp_crc(batch) {
                 return Err(format!("{tp}: batch {id} at {base} has a broken stamp"));
             }
-            let follows = if batches == 0 { base <= from && from < end } else { base == next };
-            if !follows {
+            let first = batches == 0 && base <= from && from < end;
+            if !filter.asks_for(sent.tag_bloom) {
+                return Err(format!("{tp}: batch {id} at {base} was served, but not asked for"));
+            }
+            if !filter.is_all() && base > next {
+                self.pass_over(book.batches, next..base, filter, scene)?;
+            } else if !first && (batches == 0 || base != next) {
                 return Err(format!("O5: {tp}: asked for {next}, got batch {id} at {base}..{end}"));
             }
             if end > visible_end {
                 return Err(format!("O6: {tp}: batch {id} at {base} was served above {visible_end}"));
             }
-            self.place(id, sent, base, Some(u32_at(batch, 16)), scene.now)?;
+            self.place(id, &mut book.batches[id as usize], base, Some(u32_at(batch, 16)), scene.now)?;
             (next, batches, rest) = (end, batches + 1, after);
         }
+        if !filter.is_all() && passed < next {
+            return Err(format!("{tp}: batches up to {next} were served, but only {passed} was passed"));
+        }
+        if passed > next {
+            self.pass_over(book.batches, next..passed, filter, scene)?;
+            next = passed;
+        }
         Ok(Read::Advanced { next, batches })
+    }
+
+    /// A reader was told that nothing he asked for is at these offsets.
+    fn pass_over(
+        &mut self,
+        batches: &[Sent],
+        offsets: Range<u64>,
+        filter: &TagFilter,
+        scene: &Scene,
+    ) -> Result<(), String> {
+        if scene.quarantined || scene.segments_damaged {
+            return Ok(());
+        }
+        let known = self.placed.range(offsets.clone()).map(|(_, placed)| placed.batch);
+        if let Some(id) = known.into_iter().find(|id| filter.asks_for(batches[*id as usize].tag_bloom)) {
+            return Err(format!("{}: {offsets:?} were passed over, but batch {id} was asked for", self.tp));
+        }
+        self.passed.push((offsets, filter.clone()));
+        Ok(())
     }
 
     fn out_of_range(&mut self, from: u64, row: &FetchedRow, scene: &Scene) -> Result<Read, String> {
@@ -356,6 +412,7 @@ impl Partition {
             lane.retain(|_, at| *at < end);
         }
         self.lost_tail = true;
+        self.passed.retain(|(passed, _)| passed.end <= end);
         self.visible.retain(|(_, visible)| *visible <= end);
         self.start_told = self.start_told.min(end);
         self.starts_acknowledged.retain(|(_, start)| *start <= end);

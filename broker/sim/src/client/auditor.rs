@@ -8,6 +8,7 @@ use crate::checker::{Read, Scene};
 use crate::world::{MILLIS, SECONDS};
 use corelog_core::shard::{FetchRow, RequestId};
 use corelog_wire::ids::{Offset, TopicPartition};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::Answer;
 use std::collections::BTreeMap;
 
@@ -78,7 +79,13 @@ impl Auditor {
         self.left.retain(|tp, _| known.iter().any(|known| known.tp == *tp));
         let Some((&tp, &(offset, _))) = self.left.first_key_value() else { return };
         let row = FetchRow { tp, offset: Offset::new(offset), bytes_max: 256 << 10, leader_epoch: None };
-        let ask = Ask::Fetch { wait_ms: 0, bytes_min: 1, bytes_max: 256 << 10, rows: vec![row] };
+        let ask = Ask::Fetch {
+            wait_ms: 0,
+            bytes_min: 1,
+            bytes_max: 256 << 10,
+            rows: vec![row],
+            filter: TagFilter::ALL,
+        };
         let request = desk.send(self.shard, ask);
         self.outstanding = Some((request, desk.now, tp));
         desk.wake(desk.now + PATIENCE);
@@ -102,7 +109,7 @@ impl Auditor {
         {
             let scene = Scene { invoked: sent, ..scene(tp) };
             let bytes = reply.payload.slice(..row.bytes as usize);
-            match desk.checker.fetched(Offset::new(*offset), row, &bytes, &scene) {
+            match desk.checker.fetched(Offset::new(*offset), &TagFilter::ALL, row, &bytes, &scene) {
                 Read::Advanced { next, .. } => *offset = next,
                 Read::StartsAt(start) if start > *offset => *offset = start,
                 Read::Damaged => {

@@ -2,12 +2,13 @@
 //!
 //! Everything it is served goes to the checker. A reader that is told that its offset is gone goes on at the log start.
 
-use super::{Ask, Desk, Known, Reply};
+use super::{Ask, Desk, Known, Reply, TAGS};
 use crate::checker::{Read, Scene};
 use crate::world::{MILLIS, SECONDS};
 use corelog_core::shard::{FetchRow, RequestId};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{Offset, TopicPartition};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, At, ListOffsetsRow};
 
 /// A reader waits this long for an answer beyond what it asked the broker to wait.
@@ -28,6 +29,8 @@ pub struct Consumer {
     outstanding: Option<(RequestId, u64, Asked)>,
     next_at: u64,
     polls: u64,
+    /// What was asked for last.
+    filter: TagFilter,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +43,7 @@ impl Consumer {
     /// A reader.
     #[must_use]
     pub const fn new(tails: bool) -> Self {
-        Self { tails, places: Vec::new(), outstanding: None, next_at: 0, polls: 0 }
+        Self { tails, places: Vec::new(), outstanding: None, next_at: 0, polls: 0, filter: TagFilter::ALL }
     }
 
     pub(super) fn wake(&mut self, desk: &mut Desk<'_>) {
@@ -93,7 +96,10 @@ impl Consumer {
             leader_epoch: None,
         };
         let rows = self.places.iter().map(row).collect();
+        let tag = desk.rng.percent(30).then(|| desk.rng.pick(&TAGS));
+        self.filter = TagFilter::of(tag).unwrap_or_default();
         Ask::Fetch {
+            filter: self.filter.clone(),
             wait_ms: if self.tails { desk.rng.pick(&[50, 500, 3_000]) } else { 0 },
             bytes_min: desk.rng.pick(&[1, 1, 5_000]),
             bytes_max: desk.rng.pick(&[1, 8 << 10, 256 << 10]),
@@ -130,7 +136,8 @@ impl Consumer {
                     let bytes = reply.payload.slice(from..from + row.bytes as usize);
                     let scene = Scene { invoked: sent, may_be_empty, ..scene(row.tp) };
                     may_be_empty |= row.bytes > 0 || row.error == ErrorCode::CorruptBatch;
-                    match desk.checker.fetched(Offset::new(place.position), row, &bytes, &scene) {
+                    match desk.checker.fetched(Offset::new(place.position), &self.filter, row, &bytes, &scene)
+                    {
                         Read::Advanced { next, .. } => place.position = next,
                         Read::StartsAt(start) => place.position = start,
                         Read::Damaged => {

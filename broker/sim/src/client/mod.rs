@@ -21,6 +21,7 @@ use crate::rng::Rng;
 use bytes::Bytes;
 use corelog_core::shard::{FetchRow, RequestId};
 use corelog_wire::ids::{Offset, TopicPartition};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Acks, ListOffsetsRow};
 
 /// What a client asks.
@@ -45,12 +46,17 @@ pub enum Ask {
         bytes_max: u32,
         /// What.
         rows: Vec<FetchRow>,
+        /// Which batches of it.
+        filter: TagFilter,
     },
     /// Look up offsets.
     List(Vec<ListOffsetsRow>),
     /// Move log starts up.
     Delete(Vec<(TopicPartition, Offset)>),
 }
+
+/// Tags that batches have, and readers ask for.
+const TAGS: [&[u8]; 4] = [b"red", b"green", b"blue", b"grey"];
 
 /// A partition that clients may use.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@
 //! is told. It gives a batch up only when every attempt was refused in words that promise it was not appended, and then
 //! uses the batch's sequence for another. A plain producer sends an unknown batch again or forgets it.
 
-use super::{Ask, Desk, Reply};
+use super::{Ask, Desk, Reply, TAGS};
 use crate::checker::{BatchId, Scene, Sent};
 use crate::world::{MILLIS, SECONDS};
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use corelog_core::shard::RequestId;
 use corelog_wire::batch::BatchFields;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{ProducerEpoch, ProducerId, Sequence, TopicPartition};
+use corelog_wire::keys::bloom_of;
 use corelog_wire::message::{Acks, Answer, ProducedRow};
 use corelog_wire::records::RecordsBuilder;
 use std::collections::{BTreeMap, VecDeque};
@@ -240,6 +241,9 @@ impl Producer {
             assert_eq!(pushed, Ok(()), "a record that cannot be written");
         }
         let mut fields = BatchFields::plain(records as u32, timestamp_ms);
+        for tag in TAGS.iter().filter(|_| desk.rng.percent(20)) {
+            fields.tag_bloom |= bloom_of(tag);
+        }
         if let Some((id, epoch)) = lane.producer {
             fields.producer_id = ProducerId::new(id);
             fields.producer_epoch = ProducerEpoch::new(epoch);

@@ -325,6 +325,7 @@ impl Broker {
                 leader_epoch: LeaderEpoch::new(1),
                 first_byte: if payload.len() == first { 0 } else { first as u32 },
                 bytes: (payload.len() - first) as u32,
+                next_offset: None,
             }
         };
         let rows = request.rows.iter().map(row).collect();

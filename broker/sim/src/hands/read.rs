@@ -14,6 +14,7 @@ use corelog_core::shard::{
 };
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::Offset;
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, FetchAnswer, FetchedRow, ListOffsetsAnswer, ListedRow};
 use std::collections::VecDeque;
 
@@ -75,7 +76,7 @@ struct Walk {
 /// What a chunk brought.
 enum Walked {
     More(Walk),
-    Fetched(Bytes),
+    Fetched(Bytes, Offset),
     Listed(Option<(Offset, i64)>),
     Failed(String),
 }
@@ -92,7 +93,8 @@ pub(super) struct ReadJob {
 
 impl Hands {
     pub(super) fn begin_fetch(&mut self, plan: ReadPlan, tools: &mut Tools<'_>) {
-        let left = plan.rows.into_iter().map(|row| self.fetch_row(row, tools.disk)).collect();
+        let row = |row| self.fetch_row(row, &plan.filter, tools.disk);
+        let left = plan.rows.into_iter().map(row).collect();
         self.begin_read(plan.request, left, true, tools);
     }
 
@@ -100,7 +102,8 @@ impl Hands {
         let row = |row| match row {
             LookupRow::Known(row) => Row::Listed(row),
             LookupRow::Scan { reads, timestamp_ms, otherwise } => {
-                let mut walks: Vec<Walk> = reads.iter().map(|read| Walk::new(read, tools.disk)).collect();
+                let mut walks: Vec<Walk> =
+                    reads.iter().map(|read| Walk::new(read, &TagFilter::ALL, tools.disk)).collect();
                 let first = walks.remove(0);
                 Row::Listing(otherwise, timestamp_ms, first, walks)
             }
@@ -110,7 +113,7 @@ impl Hands {
     }
 
     /// Takes hold of the bytes in memory and of the file: both may lose their names while other rows are read.
-    fn fetch_row(&self, row: ReadRow, disk: &mut Disk) -> Row {
+    fn fetch_row(&self, row: ReadRow, filter: &TagFilter, disk: &mut Disk) -> Row {
         let fetched = FetchedRow {
             tp: row.tp,
             error: row.error,
@@ -121,6 +124,7 @@ impl Hands {
             leader_epoch: row.leader_epoch,
             first_byte: 0,
             bytes: 0,
+            next_offset: row.next_offset,
         };
         match row.source {
             Source::Nothing => Row::Fetched(fetched, Vec::new()),
@@ -128,7 +132,7 @@ impl Hands {
                 let held = slices.into_iter().map(|slice| self.bytes_of(slice)).collect();
                 Row::Fetched(fetched, held)
             }
-            Source::Segment(read) => Row::Fetching(fetched, Walk::new(&read, disk)),
+            Source::Segment(read) => Row::Fetching(fetched, Walk::new(&read, filter, disk)),
         }
     }
 
@@ -207,9 +211,12 @@ impl Hands {
                 let next = more.remove(0);
                 Row::Listing(row, time.unwrap_or(0), next, std::mem::take(&mut more))
             }
-            (Row::Fetched(row, _), Walked::Fetched(bytes)) => Row::Fetched(row, vec![bytes]),
+            (Row::Fetched(row, _), Walked::Fetched(bytes, next)) => {
+                let next_offset = row.next_offset.map(|_| next);
+                Row::Fetched(FetchedRow { next_offset, ..row }, vec![bytes])
+            }
             (Row::Fetched(row, _), Walked::Failed(message)) => {
-                Row::Fetched(FetchedRow { error: ErrorCode::CorruptBatch, message, ..row }, Vec::new())
+                Row::Fetched(corrupt(row, message), Vec::new())
             }
             (Row::Listed(row), Walked::Listed(Some((offset, timestamp_ms)))) => {
                 Row::Listed(ListedRow { offset, timestamp_ms, ..row })
@@ -228,7 +235,7 @@ impl Hands {
 }
 
 impl Walk {
-    fn new(read: &SegmentRead, disk: &mut Disk) -> Self {
+    fn new(read: &SegmentRead, filter: &TagFilter, disk: &mut Disk) -> Self {
         let file = Hands::open_segment(read.segment, disk);
         if let Some(file) = file {
             disk.hold(file);
@@ -238,7 +245,7 @@ impl Walk {
             SegmentStart::ByIndexFile => start_by_index(read, disk),
         };
         let chunk_start = start / segment::BLOCK * segment::BLOCK;
-        let scan = BatchScan::new(read, start);
+        let scan = BatchScan::new(read, start).filtered(filter.clone());
         Self { scan, file, chunk_start, wanted_end: start + 1, bytes: BytesMut::new() }
     }
 
@@ -261,7 +268,7 @@ impl Walk {
                         self.bytes.extend_from_slice(&chunk[range]);
                     }
                     match taken.next {
-                        Next::Done => return Walked::Fetched(self.bytes.freeze()),
+                        Next::Done => return Walked::Fetched(self.bytes.freeze(), self.scan.next_offset()),
                         Next::Read { from, bytes } => (from, bytes),
                     }
                 }
@@ -283,6 +290,10 @@ fn start_by_index(read: &SegmentRead, disk: &Disk) -> u64 {
     index.map_or(segment::BLOCK, |index| index.start_for(read.from))
 }
 
+fn corrupt(row: FetchedRow, message: String) -> FetchedRow {
+    FetchedRow { error: ErrorCode::CorruptBatch, message, next_offset: None, ..row }
+}
+
 impl ReadJob {
     fn push_fetched(&mut self, mut row: FetchedRow, bytes: &[Bytes]) {
         row.first_byte = self.payload.len() as u32;
@@ -294,7 +305,7 @@ impl ReadJob {
     }
 
     fn push_corrupt(&mut self, row: FetchedRow, message: String) {
-        self.push_fetched(FetchedRow { error: ErrorCode::CorruptBatch, message, ..row }, &[]);
+        self.push_fetched(corrupt(row, message), &[]);
     }
 
     fn into_reply(self) -> Reply {

@@ -166,9 +166,9 @@ impl Sim {
                 let rows = rows.into_iter().map(row).collect();
                 Input::Produce(Produce { request, acks, deadline: Duration::from_millis(deadline_ms), rows })
             }
-            Ask::Fetch { wait_ms, bytes_min, bytes_max, rows } => {
+            Ask::Fetch { wait_ms, bytes_min, bytes_max, rows, filter } => {
                 let wait_max = Duration::from_millis(wait_ms);
-                Input::Fetch(Fetch { request, wait_max, bytes_min, bytes_max, rows })
+                Input::Fetch(Fetch { request, wait_max, bytes_min, bytes_max, rows, filter })
             }
             Ask::List(rows) => Input::ListOffsets { request, rows },
             Ask::Delete(rows) => Input::DeleteRecords { request, rows },

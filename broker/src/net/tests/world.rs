@@ -168,6 +168,7 @@ impl FakeShard {
             log_start: Offset::new(0),
             log_end: end,
             leader_epoch: LeaderEpoch::new(1),
+            next_offset: None,
             slices,
         }
     }
@@ -361,7 +362,13 @@ pub(super) fn fetch(max_wait_ms: u32, max_bytes: u32, rows: &[(TopicPartition, u
         max_bytes,
         leader_epoch: None,
     });
-    Request::Fetch(FetchRequest { max_wait_ms, min_bytes: 1, max_bytes, rows: rows.collect() })
+    Request::Fetch(FetchRequest {
+        max_wait_ms,
+        min_bytes: 1,
+        max_bytes,
+        rows: rows.collect(),
+        filter: corelog_wire::keys::TagFilter::ALL,
+    })
 }
 
 impl Client {

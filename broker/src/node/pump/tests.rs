@@ -158,7 +158,14 @@ impl Bench {
         let request = self.request();
         let row = FetchRow { tp: tp(partition), offset: Offset::new(offset), bytes_max, leader_epoch: None };
         let wait_max = Duration::from_secs(10);
-        self.handle.push(Input::Fetch(Fetch { request, wait_max, bytes_min: 1, bytes_max, rows: vec![row] }));
+        self.handle.push(Input::Fetch(Fetch {
+            request,
+            wait_max,
+            bytes_min: 1,
+            bytes_max,
+            rows: vec![row],
+            filter: corelog_wire::keys::TagFilter::ALL,
+        }));
         loop {
             let ready = self.heard.fetched.borrow_mut().remove(&request);
             match ready {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{BrokerId, LeaderEpoch, TopicId};
+use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{
     FetchAnswer, FetchRequest, MetadataAnswer, MetadataPartition, MetadataRequest, MetadataTopic,
 };
@@ -147,7 +148,8 @@ fn answers_come_in_any_order_and_in_any_pieces() {
         let mut rig = Rig::greeted();
         rig.ask("a", 9);
         rig.ask("b", 9);
-        let fetch = FetchRequest { max_wait_ms: 0, min_bytes: 0, max_bytes: 0, rows: vec![] };
+        let filter = TagFilter::ALL;
+        let fetch = FetchRequest { max_wait_ms: 0, min_bytes: 0, max_bytes: 0, rows: vec![], filter };
         rig.submit("c", Request::Fetch(fetch), vec![], 9, true);
         let fetched = Answer::Fetch(FetchAnswer { throttle_ms: 0, rows: vec![] });
         let bytes =
@@ -197,7 +199,8 @@ fn what_was_not_asked_for_ends_the_connection_before_a_byte_is_reserved() {
     ] {
         let mut rig = Rig::greeted();
         rig.ask("a", 9);
-        let fetch = FetchRequest { max_wait_ms: 0, min_bytes: 0, max_bytes: 0, rows: vec![] };
+        let filter = TagFilter::ALL;
+        let fetch = FetchRequest { max_wait_ms: 0, min_bytes: 0, max_bytes: 0, rows: vec![], filter };
         rig.submit("b", Request::Fetch(fetch), vec![], 9, true);
         rig.receive(&bytes, usize::MAX);
         assert_eq!(rig.transcript.len(), 3, "{:?}", rig.transcript);

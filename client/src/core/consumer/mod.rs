@@ -221,6 +221,22 @@ impl Consumer {
             }
             Effect::Event(ReaderEvent::Changed) => Effect::Event(ConsumerEvent::Changed),
         }));
+        if !self.config.reader.tags.is_empty() {
+            self.pass_over(topic);
+        }
+    }
+
+    /// What a tag filter leaves out is done with where the user has nothing and nothing waits for him.
+    fn pass_over(&mut self, topic: TopicId) {
+        let Some(reader) = self.readers.get(&topic) else { return };
+        let all = TopicPartition::new(topic, 0)..=TopicPartition::new(topic, u32::MAX);
+        for (tp, part) in self.parts.range_mut(all) {
+            let waits = part.is_with_user() || self.early.iter().any(|(early, _)| early == tp);
+            let Some(done) = part.done.as_ref().filter(|_| !waits) else { continue };
+            if let Some(position) = reader.machine.position(tp.partition).filter(|at| *at > done.offset) {
+                (part.given, part.done) = (Some(Progress::at(position)), Some(Progress::at(position)));
+            }
+        }
     }
 
     /// What there is next, from each topic and partition in turn; none if there is nothing now. [`Input::Tick`] makes it

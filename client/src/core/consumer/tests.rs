@@ -140,6 +140,7 @@ impl Rig {
                 leader_epoch: LeaderEpoch::new(1),
                 first_byte: u32::try_from(first).unwrap(),
                 bytes: u32::try_from(payload.len() - first).unwrap(),
+                next_offset: None,
             }
         };
         let rows = fetch.rows.iter().map(row).collect();

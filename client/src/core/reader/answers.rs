@@ -197,9 +197,13 @@ impl Reader {
         if row.bytes > 0 {
             let first = row.first_byte as usize;
             let run = payload.slice(first..first + row.bytes as usize);
-            if let Err((offset, reason)) = log.buffer(run, row.tp) {
+            if let Err((offset, reason)) = log.buffer(run, row) {
                 log.failure = Some(Error::Corrupt { partition, offset: offset.get(), reason: reason.into() });
+                return;
             }
+        }
+        if let Some(next) = row.next_offset {
+            log.pass_over(next);
         }
     }
 
@@ -298,11 +302,12 @@ impl Log {
         self.trouble = None;
     }
 
-    /// Queues the batches of a run: they must follow each other from the offset asked for, without a gap.
-    fn buffer(&mut self, run: Bytes, tp: TopicPartition) -> Result<(), (Offset, String)> {
+    /// Queues the batches of a run: they must follow each other from the offset asked for, without a gap unless the broker
+    /// says that it may have left some out.
+    fn buffer(&mut self, run: Bytes, row: &FetchedRow) -> Result<(), (Offset, String)> {
         let Next::Fetch(mut expected) = self.next else { return Ok(()) };
         let asked = expected;
-        for batch in StoredBatches::new(run, tp, BodyCheck::Skip) {
+        for batch in StoredBatches::new(run, row.tp, BodyCheck::Skip) {
             let batch = batch.map_err(|error| (expected, error.to_string()))?;
             let Some(stamp) = batch.stamp() else {
                 return Err((expected, "a batch has no stamp".to_owned()));
@@ -311,7 +316,8 @@ impl Log {
             let end = base.checked_add(u64::from(batch.header().last_offset_delta) + 1);
             let end = end.ok_or_else(|| (expected, "the offsets are beyond the last".to_owned()))?;
             // Only the first batch may begin before what was asked for.
-            let follows = base == expected || (expected == asked && base < expected && end > expected);
+            let begins_before = expected == asked && base < expected && end > expected;
+            let follows = base == expected || begins_before || (row.next_offset.is_some() && base > expected);
             if !follows {
                 return Err((expected, format!("offset {expected} is missing: a batch {base}..{end} came")));
             }
@@ -321,5 +327,17 @@ impl Log {
             self.next = Next::Fetch(expected);
         }
         Ok(())
+    }
+
+    /// Nothing that is asked for lies below `next`, beside what came.
+    fn pass_over(&mut self, next: Offset) {
+        if let Next::Fetch(expected) = self.next
+            && expected < next
+        {
+            self.next = Next::Fetch(next);
+            if self.buffered.is_empty() {
+                self.position = Some(next);
+            }
+        }
     }
 }

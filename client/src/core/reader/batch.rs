@@ -9,8 +9,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use corelog_wire::batch::{CheckedBatch, Compression};
 use corelog_wire::ids::{LeaderEpoch, Offset};
+use corelog_wire::keys::TAG_HEADER;
 use corelog_wire::records::{RecordHeader, RecordHeaders, Records};
 
+use super::ReaderConfig;
 use crate::codec;
 use crate::core::metadata::Topic;
 
@@ -63,14 +65,14 @@ pub struct Batch {
 impl Batch {
     /// Opens a batch whose header and stamp have been checked: holds the body against its checksum, decompresses it,
     /// reads every record once, and drops those below `position` and those of a time before `skip_before_ms` up to the
-    /// first that is not.
+    /// first that is not, and those without a tag that is asked for.
     pub(super) fn open(
         topic: &Topic,
         partition: u32,
         batch: &CheckedBatch,
         position: Offset,
         skip_before_ms: Option<i64>,
-        body_bytes_max: usize,
+        config: &ReaderConfig,
     ) -> Result<Self, String> {
         let (header, stamp) = (batch.header(), batch.stamp().ok_or("the batch has no stamp")?);
         let body = batch.body();
@@ -79,7 +81,7 @@ impl Batch {
         }
         let body = match header.attributes.compression {
             Compression::None => body,
-            compression => codec::decompress(compression, &body, body_bytes_max)?.into(),
+            compression => codec::decompress(compression, &body, config.body_bytes_max)?.into(),
         };
         let base = stamp.base_offset.get();
         let last =
@@ -111,6 +113,9 @@ impl Batch {
                 continue;
             }
             skip_before_ms = i64::MIN;
+            if !config.tags.is_empty() && !has_any(&record.headers, &config.tags) {
+                continue;
+            }
             let span = |piece: &Bytes| Span::of(piece, &opened.body);
             opened.entries.push(Entry {
                 offset,
@@ -121,6 +126,11 @@ impl Batch {
             });
         }
         Ok(opened)
+    }
+
+    /// The same batch, of which it is known that nothing that is asked for lies between it and `next_offset`.
+    pub(super) fn until(self, next_offset: Offset) -> Self {
+        Self { next_offset: next_offset.get(), ..self }
     }
 
     pub(super) fn with_high_watermark(self, high_watermark: Option<Offset>) -> Self {
@@ -145,7 +155,8 @@ impl Batch {
         self.entries.first().map_or(self.next_offset, |entry| entry.offset)
     }
 
-    /// The offset after the batch: where to go on once its records are done with.
+    /// The offset after the batch, and after what a tag filter left out behind it: where to go on once its records are
+    /// done with.
     #[must_use]
     pub const fn next_offset(&self) -> u64 {
         self.next_offset
@@ -191,6 +202,13 @@ impl Batch {
     pub fn get(&self, place: usize) -> Option<RecordView<'_>> {
         self.entries.get(place).map(|entry| RecordView { batch: self, entry })
     }
+}
+
+/// Whether a record has one of these tags.
+fn has_any(headers: &RecordHeaders, tags: &[Bytes]) -> bool {
+    let is_asked = |value: &Bytes| tags.contains(value);
+    let is_tag = |header: &RecordHeader| header.name == TAG_HEADER.as_bytes();
+    headers.iter().filter(is_tag).any(|header| header.value.as_ref().is_some_and(is_asked))
 }
 
 impl fmt::Debug for Batch {

@@ -154,6 +154,7 @@ impl Reader {
                     min_bytes: self.config.bytes_min,
                     max_bytes: bytes_max,
                     rows: partitions.iter().filter_map(row).collect(),
+                    filter: self.filter.clone(),
                 });
                 let under_way = UnderWay {
                     leader: leader.clone(),

@@ -4,7 +4,7 @@
 //! [`Reader::deadline`]; users take batches with [`Reader::take`] and move with [`Reader::seek`].
 //!
 //! Invariants: of a partition, offsets given to the taker grow by one from record to record, starting at the position
-//! asked for: nothing is skipped in silence, and whatever stands in the way is an error that stays until the taker
+//! asked for, beside what a tag filter leaves out: nothing is skipped in silence, and whatever stands in the way is an error that stays until the taker
 //! seeks; what is buffered stays below `prefetch_bytes_max`, or is a single answer; every batch was held against its
 //! checksums, seeded with its topic and partition. It refuses to know sockets, and who takes.
 
@@ -16,8 +16,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use corelog_wire::batch::CheckedBatch;
 use corelog_wire::ids::{Offset, TopicId};
+use corelog_wire::keys::{TAGS_PER_FILTER_MAX, TagFilter};
 use corelog_wire::message::At;
 
 pub use self::batch::{Batch, BatchRecords, RecordView};
@@ -74,6 +76,8 @@ pub struct ReaderConfig {
     pub start: Start,
     /// Where to go on when the offset is outside the log; none: that is an error.
     pub reset: Option<Start>,
+    /// Records without one of these tags are left out; none are if this is empty.
+    pub tags: Vec<Bytes>,
     /// How long the broker may wait for new records.
     pub wait: Duration,
     /// The broker waits until it has this many bytes.
@@ -105,6 +109,7 @@ impl ReaderConfig {
             partitions: Partitions::All,
             start: Start::Earliest,
             reset: None,
+            tags: Vec::new(),
             wait: Duration::from_millis(500),
             bytes_min: 1,
             fetch_bytes_max: 8 << 20,
@@ -134,7 +139,13 @@ impl ReaderConfig {
                 "reset to earliest, latest or a time: an offset may be outside the log again",
             ));
         }
-        Ok(())
+        self.filter().map(|_| ())
+    }
+
+    fn filter(&self) -> Result<TagFilter, Error> {
+        let too_many =
+            || Error::usage(format!("at most {TAGS_PER_FILTER_MAX} tags can be asked for at once"));
+        TagFilter::of(&self.tags).ok_or_else(too_many)
     }
 }
 
@@ -233,6 +244,7 @@ struct UnderWay {
 #[derive(Debug)]
 pub struct Reader {
     config: ReaderConfig,
+    filter: TagFilter,
     random: Random,
     topic: Option<Topic>,
     /// Why the topic is not known: since when, and what.
@@ -259,6 +271,7 @@ impl Reader {
     /// As [`ReaderConfig::check`].
     pub fn new(config: ReaderConfig, seed: u64) -> Result<Self, Error> {
         config.check()?;
+        let filter = config.filter()?;
         let named: &[u32] = match &config.partitions {
             Partitions::Only(partitions) => partitions,
             Partitions::All | Partitions::Assigned(_) => &[],
@@ -278,6 +291,7 @@ impl Reader {
             turn: 0,
             closed: false,
             handled_at: None,
+            filter,
             config,
         })
     }
@@ -333,9 +347,12 @@ impl Reader {
         };
         log.buffered_bytes -= batch.bytes().len();
         let position = log.position?;
-        match Batch::open(topic, partition, &batch, position, log.skip_before_ms, self.config.body_bytes_max)
-        {
+        match Batch::open(topic, partition, &batch, position, log.skip_before_ms, &self.config) {
             Ok(batch) => {
+                let batch = match log.next {
+                    Next::Fetch(next) if log.buffered.is_empty() => batch.until(next),
+                    _ => batch,
+                };
                 log.position = Some(Offset::new(batch.next_offset()));
                 if batch.is_empty() {
                     return None;

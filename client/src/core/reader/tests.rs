@@ -149,6 +149,7 @@ impl Rig {
                 leader_epoch: LeaderEpoch::new(1),
                 first_byte,
                 bytes: u32::try_from(bytes).unwrap(),
+                next_offset: None,
             }
         });
         let rows = fetched.collect();

@@ -290,6 +290,7 @@ impl Hands {
                 bytes_max: 1 << 20,
                 leader_epoch: None,
             }],
+            filter: corelog_wire::keys::TagFilter::ALL,
         }));
         request
     }
