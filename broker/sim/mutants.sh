@@ -16,6 +16,7 @@ duplicate_acked_at_once
 duplicates_appended
 extent_entry_before_flush
 failed_flush_ignored
+fetch_moves_past_a_match
 files_go_before_the_log_start_is_durable
 flush_beside_write
 flush_retried

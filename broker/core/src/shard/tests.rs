@@ -9,9 +9,10 @@ use crate::recovery::{Recovered, Recovery, format};
 use crate::segment::{BatchScan, Next};
 use crate::topic::{Durability, FullPolicy, TopicConfig, TopicOverrides};
 use bytes::Bytes;
-use corelog_wire::batch::{BatchFields, BatchLimits, BodyCheck, CheckedBatch};
+use corelog_wire::batch::{BatchFields, BatchLimits, BodyCheck, CheckedBatch, StoredBatches};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{ProducerEpoch, ProducerId, Sequence, TopicId};
+use corelog_wire::keys::{TagFilter, bloom_of};
 use corelog_wire::message::{Acks, Answer, At, ListOffsetsRow};
 use corelog_wire::records::RecordsBuilder;
 use std::time::Duration;
@@ -71,6 +72,45 @@ fn an_acknowledgement_follows_the_flush() {
     assert_eq!(hands.produced(request), Some((ErrorCode::None, 0)));
     assert!(hands.reads.contains_key(&waiting));
     assert_eq!(hands.shard.describe(tp(0)).unwrap().high_watermark, Offset::new(3));
+}
+
+/// A batch of one record, by its tag.
+fn tagged(tag: &str) -> Bytes {
+    let mut body = RecordsBuilder::with_capacity(0);
+    body.push(0, 0, None, Some(tag.as_bytes()), &[]).unwrap();
+    body.into_batch(&BatchFields { tag_bloom: bloom_of(tag.as_bytes()), ..BatchFields::plain(1, 500) }, tp(0))
+}
+
+#[test]
+fn a_fetch_by_tag_waits_for_a_match_and_says_how_far_it_came() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|_| ()));
+    for tag in ["red", "green", "green"] {
+        hands.produce(0, tagged(tag));
+    }
+    let taken = |hands: &Hands, request| {
+        let (error, bytes, next): &(ErrorCode, Bytes, Option<Offset>) = &hands.reads.get(&request)?[0];
+        assert_eq!(*error, ErrorCode::None);
+        let stored = StoredBatches::new(bytes.clone(), tp(0), BodyCheck::Verify);
+        Some((stored.map(Result::unwrap).count(), next.unwrap().get()))
+    };
+    let red = hands.fetch_of(&["red"], 0, 0, 1_000);
+    assert_eq!(taken(&hands, red), Some((1, 3)));
+    let both = hands.fetch_of(&["blue", "green"], 0, 0, 1_000);
+    assert_eq!(taken(&hands, both), Some((2, 3)));
+    let none = hands.fetch_of(&["blue"], 0, 0, 0);
+    assert_eq!(taken(&hands, none), Some((0, 3)));
+
+    let waits = hands.fetch_of(&["red"], 0, 1, 1_000);
+    hands.produce(0, tagged("green"));
+    assert_eq!(taken(&hands, waits), None);
+    hands.produce(0, tagged("red"));
+    hands.produce(0, tagged("green"));
+    assert_eq!(taken(&hands, waits), Some((1, 5)));
+    let late = hands.fetch_of(&["blue"], 0, 1, 1_000);
+    hands.produce(0, tagged("green"));
+    hands.pass(Duration::from_secs(1));
+    assert_eq!(taken(&hands, late), Some((0, 7)));
 }
 
 #[test]

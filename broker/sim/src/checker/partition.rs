@@ -219,7 +219,7 @@ impl Partition {
             return Err(format!("{tp}: {filter:?} was asked for, and {:?} answered", row.next_offset));
         }
         let passed = row.next_offset.map_or(from, |next| next.get());
-        if passed > visible_end {
+        if passed > visible_end.max(from) {
             return Err(format!("O6: {tp}: passed over {from}..{passed}, though {visible_end} is the end"));
         }
         if bytes.is_empty() && passed > from {

@@ -135,7 +135,8 @@ impl Consumer {
                     let from = row.first_byte as usize;
                     let bytes = reply.payload.slice(from..from + row.bytes as usize);
                     let scene = Scene { invoked: sent, may_be_empty, ..scene(row.tp) };
-                    may_be_empty |= row.bytes > 0 || row.error == ErrorCode::CorruptBatch;
+                    let moved = row.next_offset.is_some_and(|next| next.get() > place.position);
+                    may_be_empty |= row.bytes > 0 || moved || row.error == ErrorCode::CorruptBatch;
                     match desk.checker.fetched(Offset::new(place.position), &self.filter, row, &bytes, &scene)
                     {
                         Read::Advanced { next, .. } => place.position = next,

@@ -6,6 +6,7 @@ use crate::segment::first_block;
 use crate::shard::SegmentStart;
 use corelog_wire::batch::{BatchFields, BodyCheck, STAMP_BYTES, Stamp, StoredBatches, seal_body};
 use corelog_wire::ids::{TopicId, TopicPartition};
+use corelog_wire::keys::bloom_of;
 
 const BLOCK_BYTES: usize = 4096;
 
@@ -34,6 +35,7 @@ struct Batch {
     base: u64,
     end: u64,
     max_timestamp_ms: i64,
+    tag_bloom: u64,
     bytes: Vec<u8>,
 }
 
@@ -51,9 +53,9 @@ fn id(base: u64) -> SegmentId {
     SegmentId { tp, base: Offset::new(base), segment_use: SegmentUse(3) }
 }
 
-fn batch_bytes(tp: TopicPartition, body: usize, records: u32, time: i64, base: u64, epoch: u32) -> Vec<u8> {
+fn batch_bytes(tp: TopicPartition, body: usize, fields: &BatchFields, base: u64, epoch: u32) -> Vec<u8> {
     let body: Vec<u8> = (0..body).map(|i| u8::try_from(i % 250).unwrap() + 1).collect();
-    let mut bytes = seal_body(&body, &BatchFields::plain(records, time), tp).to_vec();
+    let mut bytes = seal_body(&body, fields, tp).to_vec();
     let header_crc = u32::from_le_bytes(bytes[88..92].try_into().unwrap());
     let stamp = Stamp {
         base_offset: Offset::new(base),
@@ -79,10 +81,13 @@ impl File {
 
     fn batch(&mut self, body: usize, records: u32, max_timestamp_ms: i64, epoch: u32) -> &mut Self {
         let base = self.end();
-        let bytes = batch_bytes(self.id.tp, body, records, max_timestamp_ms, base, epoch);
+        // Every third batch is red.
+        let tag_bloom = if self.batches.len() % 3 == 1 { bloom_of(b"red") } else { bloom_of(b"green") };
+        let fields = BatchFields { tag_bloom, ..BatchFields::plain(records, max_timestamp_ms) };
+        let bytes = batch_bytes(self.id.tp, body, &fields, base, epoch);
         let (at, end) = (self.bytes.len() as u64, base + u64::from(records));
         self.bytes.extend_from_slice(&bytes);
-        self.batches.push(Batch { at, base, end, max_timestamp_ms, bytes });
+        self.batches.push(Batch { at, base, end, max_timestamp_ms, tag_bloom, bytes });
         self
     }
 
@@ -143,7 +148,16 @@ impl File {
     }
 
     fn walk(&self, read: &SegmentRead, start: u64, random: &mut Random) -> Result<Vec<u8>, SegmentError> {
-        let mut scan = BatchScan::new(read, start);
+        self.go_through(&mut BatchScan::new(read, start), read, start, random)
+    }
+
+    fn go_through(
+        &self,
+        scan: &mut BatchScan,
+        read: &SegmentRead,
+        start: u64,
+        random: &mut Random,
+    ) -> Result<Vec<u8>, SegmentError> {
         let (mut from, mut bytes) = (start, 1);
         let mut sent = Vec::new();
         for _ in 0..10_000 {
@@ -194,8 +208,13 @@ impl File {
 
     /// What a walk must give.
     fn wanted(&self, from: u64, until: u64, bytes_max: u32) -> Vec<u8> {
+        self.wanted_of(&TagFilter::ALL, from, until, bytes_max)
+    }
+
+    fn wanted_of(&self, filter: &TagFilter, from: u64, until: u64, bytes_max: u32) -> Vec<u8> {
         let mut wanted = Vec::new();
-        for batch in self.batches.iter().filter(|batch| batch.end > from && batch.base < until) {
+        let within = self.batches.iter().filter(|batch| batch.end > from && batch.base < until);
+        for batch in within.filter(|batch| filter.asks_for(batch.tag_bloom)) {
             if !wanted.is_empty() && wanted.len() + batch.bytes.len() > bytes_max as usize {
                 break;
             }
@@ -227,6 +246,54 @@ fn a_walk_gives_what_was_written_whatever_the_chunks() {
             assert!(stored.map(Result::unwrap).count() >= 1);
         }
     }
+}
+
+#[test]
+fn a_walk_with_a_filter_gives_what_is_asked_for_and_says_how_far_it_came() {
+    for seed in 1..=60 {
+        let mut random = Random::new(seed);
+        let (file, file_end) = File::random(&mut random);
+        let filter = TagFilter::of(["red"]).unwrap();
+        let (base, end) = (file.id.base.get(), file.end());
+        let bytes_max = u32::try_from(random.below(60_000)).unwrap();
+        let mut from = base + random.below(end - base);
+        let (whole, mut all) = (file.wanted_of(&filter, from, end, u32::MAX), Vec::new());
+        while from < end {
+            let starts: Vec<u64> = file.batches.iter().filter(|b| b.base <= from).map(|b| b.at).collect();
+            let start = starts[random.size(starts.len() as u64)];
+            let read = file.read(file_end, from, end, bytes_max);
+            let mut scan = BatchScan::new(&read, start).filtered(filter.clone());
+            let sent = file.go_through(&mut scan, &read, start, &mut random).unwrap();
+            assert!(sent == file.wanted_of(&filter, from, end, bytes_max), "seed {seed}, from {from}");
+            let next = scan.next_offset().get();
+            assert!(next > from, "seed {seed}: it does not get beyond {from}");
+            let at = file.batches.iter().find(|batch| batch.base == next).map_or(file_end, |batch| batch.at);
+            assert!(scan.position() <= at && at - scan.position() < BLOCK, "seed {seed}, {next}");
+            all.extend_from_slice(&sent);
+            from = next;
+        }
+        assert!(all == whole, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_walk_that_finds_nothing_ends_in_time() {
+    let mut file = File::new(0);
+    file.extent();
+    let mut passed = 0;
+    while passed <= 2 * FILTER_PASSED_BYTES_MAX {
+        file.batch(1 << 20, 1, 1, 0);
+        passed += 1 << 20;
+    }
+    let file_end = file.done();
+    let read = file.read(file_end, 0, file.end(), u32::MAX);
+    let nothing = TagFilter::of(["blue"]).unwrap();
+    let mut scan = BatchScan::new(&read, BLOCK).filtered(nothing);
+    let taken = scan.take(&file.bytes, 0).unwrap();
+    assert_eq!((taken.ranges, taken.next), (vec![], Next::Done));
+    let next = usize::try_from(scan.next_offset().get()).unwrap();
+    assert!(next > 0 && file.batches[next].at - BLOCK >= FILTER_PASSED_BYTES_MAX);
+    assert!(file.batches[next - 1].at - BLOCK <= FILTER_PASSED_BYTES_MAX);
 }
 
 #[test]

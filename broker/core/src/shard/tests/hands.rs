@@ -15,7 +15,7 @@ pub(super) struct Hands {
     pub(super) files: BTreeMap<SegmentId, Vec<u8>>,
     pub(super) memory: BTreeMap<Position, (Bytes, Bytes)>,
     pub(super) answers: BTreeMap<RequestId, Answer>,
-    pub(super) reads: BTreeMap<RequestId, Vec<(ErrorCode, Bytes)>>,
+    pub(super) reads: BTreeMap<RequestId, Vec<(ErrorCode, Bytes, Option<Offset>)>>,
     pub(super) notes: Vec<Note>,
     pub(super) requests: u64,
     /// Flushes are held back, to be given by [`Hands::flush`].
@@ -197,7 +197,7 @@ impl Hands {
             done.push(Input::CheckpointFlushed);
         }
         for plan in out.reads {
-            let rows = plan.rows.iter().map(|row| (row.error, self.read(row))).collect();
+            let rows = plan.rows.iter().map(|row| (row.error, self.read(row), row.next_offset)).collect();
             self.reads.insert(plan.request, rows);
         }
         for segment in out.removals {
@@ -278,6 +278,11 @@ impl Hands {
     }
 
     pub(super) fn fetch(&mut self, partition: u32, offset: u64, wait_ms: u64) -> RequestId {
+        self.fetch_of(&[], partition, offset, wait_ms)
+    }
+
+    /// Only batches with one of these tags.
+    pub(super) fn fetch_of(&mut self, tags: &[&str], partition: u32, offset: u64, wait_ms: u64) -> RequestId {
         let request = self.request();
         self.step(Input::Fetch(Fetch {
             request,
@@ -290,7 +295,7 @@ impl Hands {
                 bytes_max: 1 << 20,
                 leader_epoch: None,
             }],
-            filter: corelog_wire::keys::TagFilter::ALL,
+            filter: TagFilter::of(tags).unwrap(),
         }));
         request
     }
