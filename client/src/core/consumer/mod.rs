@@ -231,9 +231,13 @@ impl Consumer {
         let Some(reader) = self.readers.get(&topic) else { return };
         let all = TopicPartition::new(topic, 0)..=TopicPartition::new(topic, u32::MAX);
         for (tp, part) in self.parts.range_mut(all) {
-            let waits = part.is_with_user() || self.early.iter().any(|(early, _)| early == tp);
-            let Some(done) = part.done.as_ref().filter(|_| !waits) else { continue };
-            if let Some(position) = reader.machine.position(tp.partition).filter(|at| *at > done.offset) {
+            if part.is_with_user() || self.early.iter().any(|(early, _)| early == tp) {
+                continue;
+            }
+            let done = part.done.as_ref().map(|done| done.offset).or(part.committed);
+            if let Some(position) = reader.machine.position(tp.partition)
+                && done.is_none_or(|done| done < position)
+            {
                 (part.given, part.done) = (Some(Progress::at(position)), Some(Progress::at(position)));
             }
         }

@@ -123,13 +123,20 @@ impl Rig {
 
     /// Answers the oldest fetch: each partition has a batch of these offsets, whatever was asked for.
     fn bring(&mut self, offsets: std::ops::Range<u64>) {
+        self.bring_up_to(None, offsets);
+    }
+
+    /// As [`Rig::bring`], when batches up to an offset were left out. It may be that there is none.
+    fn bring_up_to(&mut self, next: Option<u64>, offsets: std::ops::Range<u64>) {
         let Some(Outgoing { id, request: Request::Fetch(fetch), .. }) = self.asked(Kind::Fetch) else {
             panic!("no fetch")
         };
         let mut payload = Vec::new();
         let row = |row: &corelog_wire::message::FetchRow| {
             let first = payload.len();
-            payload.extend_from_slice(&sealed(row.tp, offsets.clone()));
+            if !offsets.is_empty() {
+                payload.extend_from_slice(&sealed(row.tp, offsets.clone()));
+            }
             FetchedRow {
                 tp: row.tp,
                 error: ErrorCode::None,
@@ -140,7 +147,7 @@ impl Rig {
                 leader_epoch: LeaderEpoch::new(1),
                 first_byte: u32::try_from(first).unwrap(),
                 bytes: u32::try_from(payload.len() - first).unwrap(),
-                next_offset: None,
+                next_offset: next.map(Offset::new),
             }
         };
         let rows = fetch.rows.iter().map(row).collect();
@@ -310,6 +317,26 @@ fn a_user_who_never_takes_holds_up_nobody_either() {
     rig.grant(1, &[0]);
     rig.after(Duration::from_secs(2));
     assert!(rig.consumer.shares().next().is_none());
+}
+
+#[test]
+fn what_a_filter_leaves_out_is_committed_unless_the_user_is_at_work_before_it() {
+    let (mut config, pause) = (config(), Duration::from_millis(100));
+    config.commit = CommitMode::After(pause);
+    config.reader.tags = vec![bytes::Bytes::from_static(b"even")];
+    let mut rig = Rig::reading(config, &[0], &[(0, 10)]);
+    rig.tell_topic(1);
+    rig.bring_up_to(Some(20), 0..0);
+    rig.after(pause);
+    assert_eq!(rig.commit(), [(0, 20)]);
+    rig.bring_up_to(Some(30), 20..22);
+    assert_eq!(rig.take_records(), (0, 20, 30));
+    rig.bring_up_to(Some(40), 0..0);
+    rig.after(pause);
+    assert_eq!(rig.commit_rows(), None, "he may be at work on 20");
+    assert!(rig.take().is_none());
+    rig.after(pause);
+    assert_eq!(rig.commit(), [(0, 40)]);
 }
 
 #[test]

@@ -16,7 +16,8 @@ use crate::core::Outgoing;
 
 const ID: TopicId = TopicId::from_bytes([1; 16]);
 
-/// A stored batch of records whose values are their offsets and whose times are a thousand times that.
+/// A stored batch of records whose values are their offsets and whose times are a thousand times that. Even ones have the
+/// tag `even`.
 fn batch(partition: u32, offsets: std::ops::Range<u64>) -> Vec<u8> {
     sealed(TopicPartition::new(ID, partition), offsets)
 }
@@ -26,7 +27,10 @@ pub(in crate::core) fn sealed(tp: TopicPartition, offsets: std::ops::Range<u64>)
     let time = |offset: u64| i64::try_from(offset).unwrap() * 1_000;
     for (delta, offset) in (0..).zip(offsets.clone()) {
         let value = offset.to_string();
-        records.push(delta, time(offset) - time(offsets.start), None, Some(value.as_bytes()), &[]).unwrap();
+        let headers: &[(&[u8], Option<&[u8]>)] =
+            if offset % 2 == 0 { &[(b"other", Some(b"odd")), (b"tag", Some(b"even"))] } else { &[] };
+        let delta_ms = time(offset) - time(offsets.start);
+        records.push(delta, delta_ms, None, Some(value.as_bytes()), headers).unwrap();
     }
     let fields =
         BatchFields { max_timestamp_ms: time(offsets.end - 1), ..BatchFields::plain(1, time(offsets.start)) };
@@ -131,6 +135,11 @@ impl Rig {
 
     /// Answers the oldest Fetch: each row with the bytes or the error of its place.
     fn fetched(&mut self, rows: &[Result<Vec<u8>, ErrorCode>]) {
+        self.fetched_up_to(None, rows);
+    }
+
+    /// As [`Rig::fetched`], when batches up to an offset were left out.
+    fn fetched_up_to(&mut self, next: Option<u64>, rows: &[Result<Vec<u8>, ErrorCode>]) {
         let outgoing = self.take(Kind::Fetch);
         let Request::Fetch(request) = &outgoing.request else { panic!("not a Fetch") };
         assert_eq!(request.rows.len(), rows.len(), "{:?}", self.transcript);
@@ -149,7 +158,7 @@ impl Rig {
                 leader_epoch: LeaderEpoch::new(1),
                 first_byte,
                 bytes: u32::try_from(bytes).unwrap(),
-                next_offset: None,
+                next_offset: next.map(Offset::new),
             }
         });
         let rows = fetched.collect();
@@ -210,6 +219,36 @@ fn it_finds_its_place_and_goes_on_from_there() {
     assert_eq!(taken, ["0:3..5", "1:3..4", "1:4..6"]);
     assert_eq!((rig.reader.position(0), rig.reader.position(1)), (Some(5), Some(6)));
     assert_eq!((rig.reader.high_watermark(0), rig.reader.log_start(0)), (Some(100), Some(3)));
+}
+
+#[test]
+fn records_without_the_tag_are_left_out_and_count_as_read() {
+    let tagged = |tag| ReaderConfig { tags: vec![Bytes::from_static(tag)], ..from(Start::Offset(3)) };
+    let offsets = |taken: Option<Result<Batch, Error>>| -> Vec<u64> {
+        taken.unwrap().unwrap().iter().map(|record| record.offset()).collect()
+    };
+    let mut rig = Rig::ready(tagged(b"even"), 1);
+    let Request::Fetch(request) = &rig.open[0].request else { panic!("not a Fetch") };
+    assert_eq!(request.filter, TagFilter::of(["even"]).unwrap());
+    // What comes may lack batches before, between and after what is there.
+    rig.fetched_up_to(Some(40), &[Ok([batch(0, 5..9), batch(0, 20..22)].concat())]);
+    assert_eq!(offsets(rig.reader.take()), [6, 8]);
+    assert_eq!(rig.reader.position(0), Some(9));
+    assert_eq!(offsets(rig.reader.take()), [20]);
+    assert_eq!(rig.reader.position(0), Some(40));
+    rig.handle(Input::Tick);
+    // Nothing at all, and nothing but neighbours of what is asked for.
+    rig.fetched_up_to(Some(60), &[Ok(vec![])]);
+    assert_eq!((rig.reader.position(0), rig.taken()), (Some(60), None));
+    rig.fetched_up_to(Some(80), &[Ok(batch(0, 61..62))]);
+    assert_eq!((rig.taken(), rig.reader.position(0)), (None, Some(80)));
+    assert_eq!(rig.said(), ["ask Metadata", "fetch 0@3", "fetch 0@40", "fetch 0@60", "fetch 0@80"]);
+
+    let mut rig = Rig::ready(tagged(b"odd"), 1);
+    rig.fetched_up_to(Some(10), &[Ok(batch(0, 3..9))]);
+    assert_eq!(rig.taken(), None, "a header of another name is no tag");
+    let seventeen = ReaderConfig { tags: vec![Bytes::new(); 17], ..ReaderConfig::new("t") };
+    assert!(seventeen.check().unwrap_err().to_string().contains("at most 16 tags"));
 }
 
 #[test]
