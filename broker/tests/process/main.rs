@@ -10,4 +10,5 @@ mod lag;
 mod output;
 mod round_trip;
 mod support;
+mod tags;
 mod wire;
