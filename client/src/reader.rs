@@ -49,6 +49,16 @@ impl ReaderBuilder {
 
     /// Only records with any of these tags, the values of headers named `tag`: at most 16. The broker leaves out batches
     /// that have none, so little else is sent. Positions and lag count what is left out as read.
+    ///
+    /// ```no_run
+    /// # async fn run(client: corelog_client::Client) -> corelog_client::Result<()> {
+    /// use corelog_client::{Record, TAG_HEADER};
+    ///
+    /// let producer = client.producer("orders").build()?;
+    /// producer.send(Record::new("one apple").header(TAG_HEADER, "fruit")).await?;
+    /// let reader = client.topic_reader("orders").tags(["fruit", "nuts"]).build()?;
+    /// # Ok(()) }
+    /// ```
     pub fn tags<T: AsRef<[u8]>>(self, tags: impl IntoIterator<Item = T>) -> Self {
         let tags = tags.into_iter().map(|tag| Bytes::copy_from_slice(tag.as_ref())).collect();
         self.with(|config| config.tags = tags)
