@@ -45,6 +45,7 @@ fn log(partition: u32) -> Log {
             bytes: header.batch_bytes,
             segment_use: SegmentUse(1 + partition),
             max_timestamp_ms: header.max_timestamp_ms,
+            tag_bloom: 0,
         };
         log.replay(&header, &stamp, place).expect("the next batch");
     }

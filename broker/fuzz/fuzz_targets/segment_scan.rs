@@ -6,6 +6,7 @@ use corelog_core::segment::{BatchScan, Found, Index, Next, parse_first_block};
 use corelog_core::shard::{SegmentRead, SegmentStart};
 use corelog_wire::batch::{BodyCheck, StoredBatches};
 use corelog_wire::ids::Offset;
+use corelog_wire::keys::TagFilter;
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 
@@ -29,13 +30,14 @@ fuzz_target!(|data: &[u8]| {
     let mut file = IMAGE.clone();
     input.change(&mut file, reseal);
     let _ = parse_first_block(&file);
-    take(&file, &wanted, start, more);
+    take(&file, &wanted, &TagFilter::ALL, start, more);
+    take(&file, &wanted, &TagFilter::of(["red"]).unwrap_or_default(), start, more);
     find(&file, &wanted, start, more, time);
     index(&file, &wanted, more);
 });
 
-fn take(file: &[u8], wanted: &SegmentRead, start: u64, more: u64) {
-    let mut scan = BatchScan::new(wanted, start);
+fn take(file: &[u8], wanted: &SegmentRead, filter: &TagFilter, start: u64, more: u64) {
+    let mut scan = BatchScan::new(wanted, start).filtered(filter.clone());
     let (mut from, mut bytes, mut sent) = (start, 1, Vec::new());
     for _ in 0..1_000 {
         let chunk = read(file, from, bytes + more);
@@ -44,12 +46,16 @@ fn take(file: &[u8], wanted: &SegmentRead, start: u64, more: u64) {
             sent.extend_from_slice(&chunk[range]);
         }
         let Next::Read { from: next, bytes: least } = taken.next else {
+            assert!(scan.next_offset() >= wanted.from);
             let mut expected = None;
             for batch in StoredBatches::new(sent.into(), tp(0), BodyCheck::Skip) {
                 // A changed reserved byte of the body's padding is not the walk's to find.
                 let Ok(batch) = batch else { return };
                 let base = batch.stamp().map(|stamp| stamp.base_offset);
-                assert!(expected.is_none_or(|expected| Some(expected) == base), "a gap");
+                let follows =
+                    |expected| if filter.is_all() { Some(expected) == base } else { Some(expected) <= base };
+                assert!(expected.is_none_or(follows), "a gap");
+                assert!(filter.asks_for(batch.header().tag_bloom), "it was not asked for");
                 expected =
                     base.and_then(|base| base.checked_add(u64::from(batch.header().last_offset_delta) + 1));
             }

@@ -15,6 +15,7 @@ use corelog_core::journal::{
 };
 use corelog_wire::batch::{BatchFields, BatchLimits, CheckedBatch, Stamp, seal_body};
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicId, TopicPartition};
+use corelog_wire::keys::bloom_of;
 
 /// Unit of everything on disk.
 pub const BLOCK: usize = 4096;
@@ -41,7 +42,9 @@ pub fn segment() -> SegmentId {
 /// Never: the batch is sound.
 #[must_use]
 pub fn batch(partition: u32, body: usize, records: u32, time: i64) -> CheckedBatch {
-    let bytes = seal_body(&vec![7; body], &BatchFields::plain(records, time), tp(partition));
+    let tag_bloom = if records % 2 == 0 { bloom_of(b"red") } else { 0 };
+    let fields = BatchFields { tag_bloom, ..BatchFields::plain(records, time) };
+    let bytes = seal_body(&vec![7; body], &fields, tp(partition));
     let limits = BatchLimits { batch_bytes_max: 1 << 23 };
     CheckedBatch::check(bytes, tp(partition), &limits).expect("a sound batch")
 }

@@ -7,7 +7,7 @@
 use super::{BatchId, Fate, Scene, Sent};
 use bytes::Bytes;
 use corelog_wire::error::ErrorCode;
-use corelog_wire::ids::TopicPartition;
+use corelog_wire::ids::{Offset, TopicPartition};
 use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{FetchedRow, ListedRow, ProducedRow};
 use std::collections::BTreeMap;
@@ -218,7 +218,7 @@ impl Partition {
         if row.next_offset.is_some() == filter.is_all() {
             return Err(format!("{tp}: {filter:?} was asked for, and {:?} answered", row.next_offset));
         }
-        let passed = row.next_offset.map_or(from, |next| next.get());
+        let passed = row.next_offset.map_or(from, Offset::get);
         if passed > visible_end.max(from) {
             return Err(format!("O6: {tp}: passed over {from}..{passed}, though {visible_end} is the end"));
         }
