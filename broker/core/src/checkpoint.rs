@@ -16,7 +16,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 
 const MAGIC: [u8; 4] = *b"CLC1";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER_BYTES: usize = 64;
 const BLOCK_BYTES: usize = 4096;
 const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
@@ -67,6 +67,28 @@ pub struct PartitionImage {
     epochs: Vec<(u32, u64)>,
     producers: Vec<ProducerRecord>,
     segments: Vec<SegmentImage>,
+    clean_end: u64,
+}
+
+/// The same in version 1, which did not know compaction.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug)]
+struct PartitionImage1 {
+    topic: [u8; 16],
+    partition: u32,
+    log_start: u64,
+    destaged_end: u64,
+    end: u64,
+    epochs: Vec<(u32, u64)>,
+    producers: Vec<ProducerRecord>,
+    segments: Vec<SegmentImage>,
+}
+
+impl From<PartitionImage1> for PartitionImage {
+    fn from(image: PartitionImage1) -> Self {
+        let PartitionImage1 { topic, partition, log_start, destaged_end, end, epochs, producers, segments } =
+            image;
+        Self { topic, partition, log_start, destaged_end, end, epochs, producers, segments, clean_end: 0 }
+    }
 }
 
 #[derive(Archive, Serialize, Deserialize, Clone, Debug)]
@@ -108,6 +130,7 @@ impl PartitionImage {
             epochs: capture_epochs(&log.epochs),
             producers: capture_producers(&log.producers),
             segments: log.segments.iter().map(capture_segment).collect(),
+            clean_end: log.clean_end().get(),
         }
     }
 
@@ -127,6 +150,7 @@ impl PartitionImage {
             log_start: Offset::new(self.log_start),
             destaged_end: Offset::new(self.destaged_end),
             end: Offset::new(self.end),
+            clean_end: Offset::new(self.clean_end),
         };
         let log = Log::restore(tp, offsets, epochs, producers, segments);
         match log.broken_invariant() {
@@ -309,14 +333,14 @@ pub fn decode_slot(slot: &[u8]) -> Result<(SlotHeader, Vec<PartitionImage>), Slo
     }
     let mut images = Vec::new();
     for _ in 0..u32_at(head, 36) {
-        let (image, rest) = decode_image(body)?;
+        let (image, rest) = decode_image(head[4], body)?;
         images.push(image);
         body = rest;
     }
     Ok((header, images))
 }
 
-fn decode_image(body: &[u8]) -> Result<(PartitionImage, &[u8]), SlotError> {
+fn decode_image(version: u8, body: &[u8]) -> Result<(PartitionImage, &[u8]), SlotError> {
     let head = body.get(..8).ok_or(SlotError::Truncated)?;
     let bytes = u32_at(head, 0) as usize;
     let archive = body.get(8..8 + bytes).ok_or(SlotError::Truncated)?;
@@ -325,8 +349,11 @@ fn decode_image(body: &[u8]) -> Result<(PartitionImage, &[u8]), SlotError> {
     }
     let mut aligned = AlignedVec::<16>::with_capacity(bytes);
     aligned.extend_from_slice(archive);
-    let image = rkyv::from_bytes::<PartitionImage, rancor::Error>(&aligned)
-        .map_err(|_| SlotError::Contradiction("an archive is not valid"))?;
+    let image = match version {
+        1 => rkyv::from_bytes::<PartitionImage1, rancor::Error>(&aligned).map(PartitionImage::from),
+        _ => rkyv::from_bytes::<PartitionImage, rancor::Error>(&aligned),
+    };
+    let image = image.map_err(|_| SlotError::Contradiction("an archive is not valid"))?;
     let rest = body.get((8 + bytes).next_multiple_of(8)..).unwrap_or(&[]);
     Ok((image, rest))
 }
@@ -384,6 +411,7 @@ mod tests {
                 index: Some(index),
                 opening: Some(OpeningImage { epochs: vec![(1, 10)], producers }),
             }],
+            clean_end: 11,
         };
         image.restore().unwrap()
     }
@@ -413,15 +441,32 @@ mod tests {
         assert_eq!(format!("{restored:?}"), format!("{:?}", log()));
     }
 
-    /// The bytes of version 1, by checksum. A change of them is a change of the format: raise the version.
+    /// A slot of version 1 is read as one that knows nothing of compaction.
     #[test]
-    fn the_bytes_of_version_1_stay() {
+    fn version_1_is_read() {
+        let text: String = include_str!("../golden/checkpoint_v1.hex").split_whitespace().collect();
+        let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+        let mut slot: Vec<u8> = (0..text.len()).step_by(2).map(byte).collect();
+        slot.resize(slot.len().next_multiple_of(BLOCK_BYTES), 0);
+        let (read, images) = decode_slot(&slot).unwrap();
+        assert_eq!(read, header());
+        let [image] = &images[..] else { panic!("one partition") };
+        let expected = PartitionImage { clean_end: 0, ..PartitionImage::capture(&log()) };
+        assert_eq!(
+            format!("{:?}", image.clone().restore().unwrap()),
+            format!("{:?}", expected.restore().unwrap())
+        );
+    }
+
+    /// The bytes of version 2, by checksum. A change of them is a change of the format: raise the version.
+    #[test]
+    fn the_bytes_of_version_2_stay() {
         let slot = slot();
-        assert_eq!(slot[..8], *b"CLC1\x01\x01\x00\x00");
+        assert_eq!(slot[..8], *b"CLC1\x02\x01\x00\x00");
         assert_eq!((slot.len(), crc32fast::hash(&slot)), (8192, GOLDEN_CRC));
     }
 
-    const GOLDEN_CRC: u32 = 3_784_869_504;
+    const GOLDEN_CRC: u32 = 3_720_841_603;
 
     #[test]
     fn no_single_bit_goes_unnoticed_in_header_or_images() {
@@ -440,7 +485,7 @@ mod tests {
     #[test]
     fn a_newer_version_is_told_from_damage() {
         let mut newer = slot();
-        newer[4] = 2;
-        assert!(matches!(decode_slot(&newer), Err(SlotError::NewerVersion(2))));
+        newer[4] = 3;
+        assert!(matches!(decode_slot(&newer), Err(SlotError::NewerVersion(3))));
     }
 }

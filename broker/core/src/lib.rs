@@ -7,6 +7,7 @@
 //! `time`.
 
 pub mod checkpoint;
+pub mod compact;
 pub mod controller;
 pub mod group;
 pub mod journal;

@@ -23,6 +23,16 @@ pub const BATCH_BYTES_MAX: u32 = 8 << 20;
 pub const REQUEST_PAYLOAD_BYTES_MAX: u32 = 16 << 20;
 /// Largest payload of a fetch answer, unless a single batch is larger.
 pub const FETCH_BYTES_MAX: u32 = 16 << 20;
+/// Keys whose newest offset a round of compaction knows: some forty bytes each, on a shard that is at work on one.
+pub const COMPACTION_KEYS_MAX: usize = 1 << 20;
+/// Bytes of batches that compaction looks at before it lets others work, or one batch.
+pub const COMPACTION_SLICE_BYTES: usize = 64 << 10;
+/// What compaction reads and writes at once, unless a batch is larger.
+pub const COMPACTION_WRITE_BYTES: usize = 1 << 20;
+/// A partition is compacted when one in so many bytes that could be is new since the last time.
+pub const COMPACTION_DIRTY_SHARE: u64 = 2;
+/// After a round that failed none begins on its partition for so long.
+pub const COMPACTION_RETRY: Duration = Duration::from_mins(1);
 /// What a fetch with a tag filter passes over of a segment before it is answered with how far it came.
 pub const FILTER_PASSED_BYTES_MAX: u64 = 16 << 20;
 /// Largest frame header before and after `Hello`.
@@ -81,6 +91,8 @@ pub const SEGMENT_BYTES_MIN: u64 = MIB;
 pub const SEGMENT_BYTES_MAX: u64 = GIB;
 /// Default age at which records go: 7 days.
 pub const RETENTION_MS_DEFAULT: u64 = 7 * 24 * 3_600 * 1_000;
+/// Default of `delete_retention_ms`.
+pub const DELETE_RETENTION_MS_DEFAULT: u64 = 24 * 3_600 * 1_000;
 /// Largest: about 292 years in nanoseconds fit 63 bits; a hundred years of milliseconds are plenty.
 pub const RETENTION_MS_MAX: u64 = 100 * 365 * 24 * 3_600 * 1_000;
 /// Entries of a segment's sparse index; when it is full every second entry goes.

@@ -363,6 +363,13 @@ impl Recovery {
                     self.orphans.entry(tp).or_insert((at, fault));
                 }
             }
+            EntryView::Compacted(compacted) => {
+                let tp = compacted.segment.tp;
+                let Some(log) = self.logs.get_mut(&tp) else { return };
+                if let Err(fault) = log.compacted(&compacted) {
+                    self.orphans.entry(tp).or_insert((at, fault));
+                }
+            }
             EntryView::LogStart { tp, log_start } => {
                 let Some(log) = self.logs.get_mut(&tp) else { return };
                 if log_start > log.end() {

@@ -159,7 +159,8 @@ impl CheckedBatch {
         }
         let fewest = u64::from(record_count) * RECORD_BYTES_MIN as u64;
         let too_many = attributes.compression == Compression::None && fewest > u64::from(header.body_bytes);
-        if too_many || record_count > RECORDS_PER_BATCH_MAX || last_offset_delta != record_count - 1 {
+        let possible = (1..=RECORDS_PER_BATCH_MAX).contains(&record_count);
+        if too_many || !possible || last_offset_delta != record_count - 1 {
             return Err(BatchError::BadRecordCount { record_count, last_offset_delta });
         }
         Self::checked(bytes, header, None, BodyCheck::Verify)

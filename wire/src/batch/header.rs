@@ -181,10 +181,8 @@ impl BatchHeader {
             return Err(BatchError::BadLength { batch_bytes: self.batch_bytes, body_bytes: self.body_bytes });
         }
         let &Self { record_count, last_offset_delta, .. } = self;
-        // Kafka's numbers are i32.
-        if record_count == 0
-            || last_offset_delta < record_count - 1
-            || last_offset_delta > i32::MAX.cast_unsigned()
+        // Kafka's numbers are i32. A compacted batch may have lost every record.
+        if last_offset_delta < record_count.saturating_sub(1) || last_offset_delta > i32::MAX.cast_unsigned()
         {
             return Err(BatchError::BadRecordCount { record_count, last_offset_delta });
         }

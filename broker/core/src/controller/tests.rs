@@ -171,7 +171,7 @@ fn absurd_topics_are_refused_with_their_code() {
     assert_eq!(code, ErrorCode::InvalidName);
     assert!(text.contains("'/'"), "{text}");
     assert_eq!(refusal(&request("a", 10_001, &[])).0, ErrorCode::InvalidConfig);
-    let (code, text) = refusal(&request("a", 1, &[("cleanup_policy", "compact")]));
+    let (code, text) = refusal(&request("a", 1, &[("full_policy", "protect-unread")]));
     assert_eq!(code, ErrorCode::InvalidConfig);
     assert!(text.contains("yet"), "{text}");
     assert_eq!(refusal(&request("a", 1, &[("segment_bytes", "1MiB")])).0, ErrorCode::InvalidConfig);

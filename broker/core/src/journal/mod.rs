@@ -97,6 +97,26 @@ pub struct ExtentEntry {
     pub end: Offset,
 }
 
+/// A file that takes the place of neighbouring segments, compacted; it is flushed, and its name, before this entry was
+/// written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CompactedEntry {
+    /// The new file; its base is that of the first segment it takes the place of.
+    pub segment: SegmentId,
+    /// Offset after the last record of the last one.
+    pub end: Offset,
+    /// Bytes of its batches.
+    pub bytes: u64,
+    /// File position after them; a multiple of [`BLOCK`].
+    pub file_end: u64,
+    /// The newest create time of its records, in milliseconds since the Unix epoch.
+    pub max_timestamp_ms: i64,
+    /// When the last record of its segments was appended, in milliseconds since the Unix epoch.
+    pub last_append_ms: i64,
+    /// Of everything below, only the newest record of each key is left.
+    pub clean_end: Offset,
+}
+
 /// One entry as it is handed to the journal.
 #[derive(Clone, Debug)]
 pub enum Entry {
@@ -126,6 +146,8 @@ pub enum Entry {
     },
     /// See [`ExtentEntry`].
     Extent(ExtentEntry),
+    /// See [`CompactedEntry`].
+    Compacted(CompactedEntry),
     /// Everything of the partition below `log_start` is gone.
     LogStart {
         /// The partition.

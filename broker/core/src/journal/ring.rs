@@ -239,7 +239,7 @@ impl Ring {
         self.pending_bytes += layout::entry_bytes(&entry);
         match entry {
             Entry::Batch { .. } | Entry::LogStart { .. } => self.ordered.push_back(entry),
-            Entry::Extent(_) | Entry::Removed { .. } => self.control.push_back(entry),
+            Entry::Extent(_) | Entry::Compacted(_) | Entry::Removed { .. } => self.control.push_back(entry),
             Entry::Direct { .. } => unreachable!("a batch becomes direct when its commit is cut"),
         }
     }
@@ -430,7 +430,7 @@ impl Ring {
                         _ => proof.batches.push((tp, log_end)),
                     }
                 }
-                Entry::Extent(_) | Entry::LogStart { .. } | Entry::Removed { .. } => {
+                Entry::Extent(_) | Entry::Compacted(_) | Entry::LogStart { .. } | Entry::Removed { .. } => {
                     proof.control.push(entry.clone());
                 }
             }

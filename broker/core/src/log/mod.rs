@@ -23,7 +23,7 @@ pub use producers::{Admission, Appended, Producer, ProducerRefusal, ProducerTabl
 pub use segments::{Seal, Segment, Segments};
 pub use tail::{Place, Tail};
 
-use crate::journal::{ExtentEntry, PlacedDirect, Position, SegmentUse};
+use crate::journal::{CompactedEntry, ExtentEntry, PlacedDirect, Position, SegmentUse};
 use corelog_wire::batch::{BatchHeader, Stamp};
 use corelog_wire::ids::{Offset, TopicPartition};
 
@@ -42,6 +42,7 @@ pub struct Log {
     destaged_end: Offset,
     durable_end: Offset,
     end: Offset,
+    clean_end: Offset,
     /// Which epoch wrote what.
     pub epochs: EpochTable,
     /// Who appended what last.
@@ -63,6 +64,8 @@ pub struct LogOffsets {
     pub destaged_end: Offset,
     /// See [`Log`].
     pub end: Offset,
+    /// See [`Log`].
+    pub clean_end: Offset,
 }
 
 /// A replayed entry contradicts the log.
@@ -96,7 +99,8 @@ impl Log {
     /// An empty log.
     #[must_use]
     pub fn new(tp: TopicPartition) -> Self {
-        let offsets = LogOffsets { log_start: Offset::ZERO, destaged_end: Offset::ZERO, end: Offset::ZERO };
+        let zero = Offset::ZERO;
+        let offsets = LogOffsets { log_start: zero, destaged_end: zero, end: zero, clean_end: zero };
         Self::restore(tp, offsets, EpochTable::default(), ProducerTable::default(), Segments::default())
     }
 
@@ -109,13 +113,14 @@ impl Log {
         producers: ProducerTable,
         segments: Segments,
     ) -> Self {
-        let LogOffsets { log_start, destaged_end, end } = offsets;
+        let LogOffsets { log_start, destaged_end, end, clean_end } = offsets;
         Self {
             tp,
             log_start,
             destaged_end,
             durable_end: end,
             end,
+            clean_end,
             epochs,
             producers,
             segments,
@@ -158,6 +163,12 @@ impl Log {
     #[must_use]
     pub fn end(&self) -> Offset {
         self.end
+    }
+
+    /// Of everything below, compaction has left only the newest record of each key.
+    #[must_use]
+    pub fn clean_end(&self) -> Offset {
+        self.clean_end
     }
 
     /// Bytes of all batches that are there.
@@ -275,6 +286,23 @@ impl Log {
         // What was in memory before it has gone to segments, and it is not in memory itself.
         self.tail.clear();
         Ok(())
+    }
+
+    /// The entry of a compacted segment is durable: it takes the place of those it was made of, which are given.
+    ///
+    /// # Errors
+    /// The log has other segments there.
+    pub fn compacted(&mut self, entry: &CompactedEntry) -> Result<Vec<Segment>, ReplayFault> {
+        let CompactedEntry { segment, end, .. } = *entry;
+        let known = self.segments.find_mut(segment.base, segment.segment_use).is_some();
+        // A checkpoint may know it already, or that it went.
+        if known || end <= self.log_start {
+            return Ok(Vec::new());
+        }
+        let gone = self.segments.replace(entry);
+        let gone = gone.ok_or(ReplayFault::UnknownSegment { first: segment.base })?;
+        self.clean_end = self.clean_end.max(entry.clean_end);
+        Ok(gone)
     }
 
     /// Moves the log start up; gives the segments that are gone with it. An offset past the end clears the log.

@@ -7,7 +7,7 @@
 //! Invariants: segments are contiguous and ascending; only the last one is open; `proven_end` never passes `end`.
 
 use super::{EpochTable, ProducerTable};
-use crate::journal::{SegmentId, SegmentUse};
+use crate::journal::{CompactedEntry, SegmentId, SegmentUse};
 use crate::limits::{BLOCK, GROWTH_STEP_BYTES, GROWTH_STEP_BYTES_MAX};
 use crate::segment::Index;
 use crate::shard::SegmentStart;
@@ -89,6 +89,26 @@ impl Segment {
             last_append_ms: i64::MIN,
             index: Some(Index::default()),
             opening: None,
+        }
+    }
+
+    /// One that compaction has made.
+    fn compacted(entry: &CompactedEntry) -> Self {
+        Self {
+            end: entry.end,
+            proven_end: entry.end,
+            bytes: entry.bytes,
+            file_end: entry.file_end,
+            assigned_end: entry.file_end,
+            allocated: entry.file_end,
+            created: true,
+            full: true,
+            seal: Seal::Done,
+            max_timestamp_ms: entry.max_timestamp_ms,
+            opened_ms: entry.last_append_ms,
+            last_append_ms: entry.last_append_ms,
+            index: None,
+            ..Self::open(entry.segment.base, entry.segment.segment_use)
         }
     }
 
@@ -233,6 +253,20 @@ impl Segments {
             taken.extend(self.segments.pop_front());
         }
         taken
+    }
+
+    /// Puts a compacted segment in the place of those it was made of, which are given; `None` if they are not there, or the last
+    /// one is among them.
+    pub fn replace(&mut self, entry: &CompactedEntry) -> Option<Vec<Segment>> {
+        let first = self.segments.binary_search_by_key(&entry.segment.base, |segment| segment.base).ok()?;
+        let after = self.segments.partition_point(|segment| segment.end <= entry.end);
+        let ends = self.segments.get(after.checked_sub(1)?).is_some_and(|last| last.end == entry.end);
+        if !ends || after <= first || after >= self.segments.len() {
+            return None;
+        }
+        let gone = self.segments.drain(first..after).collect();
+        self.segments.insert(first, Segment::compacted(entry));
+        Some(gone)
     }
 
     /// Takes everything out.

@@ -34,7 +34,7 @@ impl Shard {
     pub(super) fn commit_flushed(&mut self, now: Now, at: Position, out: &mut Effects) {
         self.last_flush_at = now.instant;
         for proof in self.ring.flushed(at) {
-            self.proven(proof, out);
+            self.proven(now, proof, out);
         }
     }
 
@@ -136,7 +136,7 @@ impl Shard {
     }
 
     /// The proof of a commit: what was waiting for it takes effect.
-    fn proven(&mut self, proof: Proof, out: &mut Effects) {
+    fn proven(&mut self, now: Now, proof: Proof, out: &mut Effects) {
         for (tp, end) in proof.batches {
             if let Some(partition) = self.partitions.get_mut(&tp) {
                 partition.log.made_durable(end);
@@ -150,6 +150,7 @@ impl Shard {
         for entry in proof.control {
             match entry {
                 Entry::Extent(extent) => self.extent_proven(&extent, out),
+                Entry::Compacted(entry) => self.compaction_proven(now, &entry, out),
                 Entry::LogStart { tp, log_start } => self.log_start_proven(tp, log_start, out),
                 Entry::Removed { tp } => self.removal_proven(tp, out),
                 Entry::Batch { .. } | Entry::Direct { .. } => {}

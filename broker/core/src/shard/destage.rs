@@ -140,9 +140,14 @@ impl Shard {
             return;
         }
         out.removals.push(segment);
-        let last = !self.extents.keys().any(|other| other.tp == segment.tp);
-        if last && self.removed_meanwhile.remove(&segment.tp) {
-            out.removed.push(segment.tp);
+        self.folder_goes(segment.tp, out);
+    }
+
+    /// A partition that is gone loses its folder once nobody writes to it.
+    pub(super) fn folder_goes(&mut self, tp: TopicPartition, out: &mut Effects) {
+        let last = !self.extents.keys().any(|other| other.tp == tp) && !self.is_compacting(tp);
+        if last && self.removed_meanwhile.remove(&tp) {
+            out.removed.push(tp);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a shard wants done. The hands perform effects in any order and report completions as inputs.
 
+use crate::compact;
 use crate::journal::{Commit, Position, SegmentId};
 use crate::shard::input::RequestId;
 use corelog_wire::error::ErrorCode;
@@ -23,6 +24,8 @@ pub struct Effects {
     pub extents: Vec<ExtentWrite>,
     /// Index files to write; then `Sealed`.
     pub seals: Vec<SegmentSeal>,
+    /// Rounds of compaction to go through, one at a time: `Compacted` for each file, then `CompactionOver`.
+    pub compactions: Vec<compact::Plan>,
     /// A checkpoint slot to write and flush; then `CheckpointFlushed`.
     pub checkpoint: Option<CheckpointWrite>,
     /// Segment files (and their index files) that nothing needs any more.
@@ -47,6 +50,7 @@ impl Effects {
             && self.lookups.is_empty()
             && self.extents.is_empty()
             && self.seals.is_empty()
+            && self.compactions.is_empty()
             && self.checkpoint.is_none()
             && self.removals.is_empty()
             && self.removed.is_empty()
@@ -241,6 +245,13 @@ pub enum Note {
         to: Offset,
         /// `retention_ms`, `retention_bytes`, `disk_bytes_max` or `delete_records`.
         reason: &'static str,
+    },
+    /// A round of compaction came to its end.
+    Compacted {
+        /// The partition.
+        tp: TopicPartition,
+        /// Bytes of the segments that it read, and of the files that took their place.
+        bytes: (u64, u64),
     },
     /// The shard has as many partitions as it takes.
     TooManyPartitions {

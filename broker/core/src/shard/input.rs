@@ -1,6 +1,6 @@
 //! What a shard is told. One variant per event; the hands make them, the simulator makes them.
 
-use crate::journal::{Position, SegmentId};
+use crate::journal::{CompactedEntry, Position, SegmentId};
 use crate::topic::TopicConfig;
 use corelog_wire::batch::CheckedBatch;
 use corelog_wire::error::ErrorCode;
@@ -92,6 +92,15 @@ pub enum Input {
         segment: SegmentId,
         /// Whether the file is there.
         written: bool,
+    },
+    /// A file of a round of compaction is flushed, with its index file, and the names of both are durable.
+    Compacted(CompactedEntry),
+    /// A round of compaction is over.
+    CompactionOver {
+        /// Its partition.
+        tp: TopicPartition,
+        /// Whether it came to its end.
+        done: bool,
     },
     /// A checkpoint slot is written and flushed.
     CheckpointFlushed,

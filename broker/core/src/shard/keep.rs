@@ -87,7 +87,7 @@ impl Shard {
         self.drop_files(&partition, segments, out);
         self.evict_of(tp, out);
         // Its folder goes when nobody writes to a file in it any more.
-        if self.extents.keys().any(|segment| segment.tp == tp) {
+        if self.extents.keys().any(|segment| segment.tp == tp) || self.is_compacting(tp) {
             self.removed_meanwhile.insert(tp);
         } else {
             out.removed.push(tp);
@@ -108,6 +108,7 @@ impl Shard {
         for tp in partitions {
             self.keep_partition(tp, now, out);
         }
+        self.compact(now, out);
     }
 
     /// Retention of one partition: periodic, and when it opens a segment, so that a fast one keeps to its settings, and what it
@@ -165,7 +166,7 @@ impl Shard {
     }
 
     /// Files that left the log: they go now, or when the extent being written to them is done.
-    fn drop_files(&mut self, partition: &Partition, segments: Vec<Segment>, out: &mut Effects) {
+    pub(super) fn drop_files(&mut self, partition: &Partition, segments: Vec<Segment>, out: &mut Effects) {
         for segment in segments {
             let id = segment.id(partition.tp());
             self.disk_bytes -= segment.allocated;
@@ -335,7 +336,7 @@ impl Shard {
 
 /// How far retention moves a log's start, and why.
 fn expired(partition: &Partition, now_ms: i64) -> Option<(Offset, &'static str)> {
-    let config = partition.config.as_ref()?;
+    let config = partition.config.as_ref().filter(|config| config.cleanup_policy.deletes())?;
     let log = &partition.log;
     let mut to = None;
     if let Some(retention_ms) = config.retention_ms {

@@ -10,6 +10,7 @@
 
 mod capture;
 mod commit;
+mod compact;
 mod destage;
 mod direct;
 mod effects;
@@ -21,6 +22,7 @@ mod partition;
 mod produce;
 mod recycle;
 
+pub use compact::COMPACTED_USES;
 pub use effects::{
     CheckpointWrite, Effects, ExtentWrite, LookupPlan, LookupRow, Make, Note, Prewrite, ReadPlan, ReadRow,
     SegmentRead, SegmentSeal, SegmentStart, Slice, Source,
@@ -34,6 +36,7 @@ use crate::limits::HOUSEKEEPING_INTERVAL;
 use crate::log::Log;
 use crate::time::{Instant, Now};
 use capture::Capture;
+use compact::Compaction;
 use corelog_wire::ids::{LeaderEpoch, Offset, ShardId, TopicPartition};
 use fetch::ParkedFetch;
 use keep::ParkedDeletion;
@@ -190,6 +193,11 @@ pub struct Shard {
     disk_bytes: u64,
     /// Of these, bytes whose log start is on its way to the journal.
     disk_bytes_leaving: u64,
+    compaction: Option<Compaction>,
+    /// Partitions whose last round failed, and when the next may begin.
+    compaction_rests: BTreeMap<TopicPartition, Instant>,
+    /// The use of the newest file that compaction made.
+    compacted_use: SegmentUse,
     capture: Option<Capture>,
     captured_at: Position,
     generation: u64,
@@ -253,6 +261,9 @@ impl Shard {
             retired: VecDeque::new(),
             disk_bytes: 0,
             disk_bytes_leaving: 0,
+            compaction: None,
+            compaction_rests: BTreeMap::new(),
+            compacted_use: COMPACTED_USES,
             capture: None,
             captured_at: from.needed[0].max(from.needed[1]),
             generation: from.generation,
@@ -278,6 +289,8 @@ impl Shard {
             for segment in log.segments.iter_mut().filter(|segment| !segment.created) {
                 segment.allocated = 0;
             }
+            let uses = log.segments.iter().map(|segment| segment.segment_use);
+            shard.compacted_use = uses.max().unwrap_or_default().max(shard.compacted_use);
             shard.disk_bytes += log.segments.iter().map(|segment| segment.allocated).sum::<u64>();
             let partition = Partition::new(log);
             shard.undestaged_bytes += partition.undestaged_bytes();
@@ -307,6 +320,8 @@ impl Shard {
                 self.extent_failed(now, segment, file_position, cause, out);
             }
             Input::Sealed { segment, written } => self.index_written(segment, written),
+            Input::Compacted(entry) => self.compacted(&entry, out),
+            Input::CompactionOver { tp, done } => self.compaction_over(now, tp, done, out),
             Input::CheckpointFlushed => self.checkpoint_flushed(out),
             Input::CheckpointFailed { cause } => self.checkpoint_failed(now, cause, out),
             Input::Prewritten { ring_offset } => self.prewritten(ring_offset, out),

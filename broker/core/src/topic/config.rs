@@ -10,8 +10,8 @@ use thiserror::Error;
 
 use super::quantity::{parse_bytes, parse_millis};
 use crate::limits::{
-    self, BLOCK, RETENTION_MS_DEFAULT, RETENTION_MS_MAX, SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX,
-    SEGMENT_BYTES_MIN,
+    self, BLOCK, DELETE_RETENTION_MS_DEFAULT, RETENTION_MS_DEFAULT, RETENTION_MS_MAX, SEGMENT_BYTES_DEFAULT,
+    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
 
 /// Built-in bound of one record.
@@ -49,6 +49,24 @@ pub enum FullPolicy {
 pub enum CleanupPolicy {
     /// Whole segments are deleted.
     Delete,
+    /// Of each key the newest record is kept, for ever.
+    Compact,
+    /// Both.
+    CompactDelete,
+}
+
+impl CleanupPolicy {
+    /// Whether only the newest record of each key is kept.
+    #[must_use]
+    pub const fn compacts(self) -> bool {
+        matches!(self, Self::Compact | Self::CompactDelete)
+    }
+
+    /// Whether whole segments go by age and size.
+    #[must_use]
+    pub const fn deletes(self) -> bool {
+        matches!(self, Self::Delete | Self::CompactDelete)
+    }
 }
 
 /// The name of a topic setting.
@@ -58,10 +76,14 @@ pub enum ConfigKey {
     BatchBytesMax,
     /// `cleanup_policy`
     CleanupPolicy,
+    /// `delete_retention_ms`
+    DeleteRetentionMs,
     /// `durability`
     Durability,
     /// `full_policy`
     FullPolicy,
+    /// `min_compaction_lag_ms`
+    MinCompactionLagMs,
     /// `min_insync_replicas`
     MinInsyncReplicas,
     /// `record_bytes_max`
@@ -76,11 +98,13 @@ pub enum ConfigKey {
 
 impl ConfigKey {
     /// Every key, in the order of their names.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::BatchBytesMax,
         Self::CleanupPolicy,
+        Self::DeleteRetentionMs,
         Self::Durability,
         Self::FullPolicy,
+        Self::MinCompactionLagMs,
         Self::MinInsyncReplicas,
         Self::RecordBytesMax,
         Self::RetentionBytes,
@@ -94,8 +118,10 @@ impl ConfigKey {
         match self {
             Self::BatchBytesMax => "batch_bytes_max",
             Self::CleanupPolicy => "cleanup_policy",
+            Self::DeleteRetentionMs => "delete_retention_ms",
             Self::Durability => "durability",
             Self::FullPolicy => "full_policy",
+            Self::MinCompactionLagMs => "min_compaction_lag_ms",
             Self::MinInsyncReplicas => "min_insync_replicas",
             Self::RecordBytesMax => "record_bytes_max",
             Self::RetentionBytes => "retention_bytes",
@@ -118,7 +144,8 @@ impl ConfigKey {
     pub fn allowed(self) -> &'static str {
         match self {
             Self::BatchBytesMax => "a size from 1KiB to 8MiB",
-            Self::CleanupPolicy => "delete",
+            Self::CleanupPolicy => "delete, compact or compact,delete",
+            Self::DeleteRetentionMs | Self::MinCompactionLagMs => "a duration up to 100 years",
             Self::Durability => "disk or memory",
             Self::FullPolicy => "block-producer or drop-oldest",
             Self::MinInsyncReplicas => "a number from 1 to 255",
@@ -146,6 +173,9 @@ impl ConfigKey {
             },
             Self::RetentionBytes | Self::RetentionMs if means_unlimited(text) => Ok(ConfigValue::Unlimited),
             Self::RetentionBytes => size(SEGMENT_BYTES_MIN, u64::MAX),
+            Self::DeleteRetentionMs | Self::MinCompactionLagMs => {
+                in_bounds(parse_millis(text).ok(), 0, RETENTION_MS_MAX).ok_or_else(bad)
+            }
             Self::RetentionMs => in_bounds(parse_millis(text).ok(), 1, RETENTION_MS_MAX).ok_or_else(bad),
             Self::MinInsyncReplicas => in_bounds(text.parse().ok(), 1, 255).ok_or_else(bad),
             Self::Durability => match text {
@@ -161,8 +191,9 @@ impl ConfigKey {
             },
             Self::CleanupPolicy => match text {
                 "delete" => Ok(ConfigValue::CleanupPolicy(CleanupPolicy::Delete)),
-                "compact" | "compact,delete" | "delete,compact" => {
-                    Err(ConfigError::NotYet { key: self, value: value.to_owned() })
+                "compact" => Ok(ConfigValue::CleanupPolicy(CleanupPolicy::Compact)),
+                "compact,delete" | "delete,compact" => {
+                    Ok(ConfigValue::CleanupPolicy(CleanupPolicy::CompactDelete))
                 }
                 _ => Err(bad()),
             },
@@ -209,6 +240,8 @@ impl fmt::Display for ConfigValue {
             Self::FullPolicy(FullPolicy::BlockProducer) => "block-producer",
             Self::FullPolicy(FullPolicy::DropOldest) => "drop-oldest",
             Self::CleanupPolicy(CleanupPolicy::Delete) => "delete",
+            Self::CleanupPolicy(CleanupPolicy::Compact) => "compact",
+            Self::CleanupPolicy(CleanupPolicy::CompactDelete) => "compact,delete",
         })
     }
 }
@@ -259,6 +292,11 @@ pub enum ConfigError {
         /// The value of the bound.
         bound_value: u64,
     },
+    /// What keeps the newest record of each key cannot drop the oldest records.
+    #[error(
+        "full_policy drop-oldest would drop keys of a topic with cleanup_policy compact: use block-producer, or compact,delete"
+    )]
+    DropsKeys,
 }
 
 fn known_keys() -> String {
@@ -383,6 +421,10 @@ pub struct TopicConfig {
     pub full_policy: FullPolicy,
     /// What happens past retention.
     pub cleanup_policy: CleanupPolicy,
+    /// How long compaction keeps a tombstone, so that readers see it.
+    pub delete_retention_ms: u64,
+    /// Records younger than this are not compacted.
+    pub min_compaction_lag_ms: u64,
 }
 
 impl TopicConfig {
@@ -395,6 +437,9 @@ impl TopicConfig {
         let mut config = Self::layered(topic, broker, replicas);
         config.batch_bytes_max = config.batch_bytes_max.min(config.segment_bytes - SEGMENT_OVERHEAD_BYTES);
         config.record_bytes_max = config.record_bytes_max.min(config.batch_bytes_max - BATCH_OVERHEAD_BYTES);
+        if config.drops_keys() {
+            config.full_policy = FullPolicy::BlockProducer;
+        }
         debug_assert_eq!(config.broken_rule(replicas), config.replicas_rule(replicas));
         config
     }
@@ -402,7 +447,7 @@ impl TopicConfig {
     /// As [`TopicConfig::resolve`], but refuses settings that do not go together. For creating and altering.
     ///
     /// # Errors
-    /// [`ConfigError::TooLargeFor`].
+    /// [`ConfigError::TooLargeFor`], [`ConfigError::DropsKeys`].
     pub fn check(
         topic: &TopicOverrides,
         broker: &TopicOverrides,
@@ -434,8 +479,10 @@ impl TopicConfig {
         match key {
             ConfigKey::BatchBytesMax => ConfigValue::Number(self.batch_bytes_max),
             ConfigKey::CleanupPolicy => ConfigValue::CleanupPolicy(self.cleanup_policy),
+            ConfigKey::DeleteRetentionMs => ConfigValue::Number(self.delete_retention_ms),
             ConfigKey::Durability => ConfigValue::Durability(self.durability),
             ConfigKey::FullPolicy => ConfigValue::FullPolicy(self.full_policy),
+            ConfigKey::MinCompactionLagMs => ConfigValue::Number(self.min_compaction_lag_ms),
             ConfigKey::MinInsyncReplicas => ConfigValue::Number(u64::from(self.min_insync_replicas)),
             ConfigKey::RecordBytesMax => ConfigValue::Number(self.record_bytes_max),
             ConfigKey::RetentionBytes => bound(self.retention_bytes),
@@ -455,7 +502,14 @@ impl TopicConfig {
             min_insync_replicas: if replicas >= 3 { 2 } else { 1 },
             full_policy: FullPolicy::BlockProducer,
             cleanup_policy: CleanupPolicy::Delete,
+            delete_retention_ms: DELETE_RETENTION_MS_DEFAULT,
+            min_compaction_lag_ms: 0,
         }
+    }
+
+    /// Whether a full disk would take keys from a topic that keeps them for ever.
+    fn drops_keys(&self) -> bool {
+        self.full_policy == FullPolicy::DropOldest && !self.cleanup_policy.deletes()
     }
 
     fn layered(topic: &TopicOverrides, broker: &TopicOverrides, replicas: u16) -> Self {
@@ -474,6 +528,8 @@ impl TopicConfig {
             (ConfigKey::RetentionBytes, ConfigValue::Number(n)) => self.retention_bytes = Some(n),
             (ConfigKey::RetentionBytes, ConfigValue::Unlimited) => self.retention_bytes = None,
             (ConfigKey::SegmentBytes, ConfigValue::Number(n)) => self.segment_bytes = n,
+            (ConfigKey::DeleteRetentionMs, ConfigValue::Number(n)) => self.delete_retention_ms = n,
+            (ConfigKey::MinCompactionLagMs, ConfigValue::Number(n)) => self.min_compaction_lag_ms = n,
             (ConfigKey::RecordBytesMax, ConfigValue::Number(n)) => self.record_bytes_max = n,
             (ConfigKey::BatchBytesMax, ConfigValue::Number(n)) => self.batch_bytes_max = n,
             (ConfigKey::MinInsyncReplicas, ConfigValue::Number(n)) => {
@@ -496,6 +552,9 @@ impl TopicConfig {
         }
         if batch.saturating_add(SEGMENT_OVERHEAD_BYTES) > segment {
             return too_large(ConfigKey::BatchBytesMax, batch, ConfigKey::SegmentBytes, segment);
+        }
+        if self.drops_keys() {
+            return Some(ConfigError::DropsKeys);
         }
         self.replicas_rule(replicas)
     }
@@ -561,7 +620,9 @@ mod tests {
             ("durability", "memory"),
             ("min_insync_replicas", "2"),
             ("full_policy", "drop-oldest"),
-            ("cleanup_policy", "delete"),
+            ("cleanup_policy", "compact,delete"),
+            ("delete_retention_ms", "1h"),
+            ("min_compaction_lag_ms", "5s"),
         ]);
         let stored: Vec<(String, String)> =
             chosen.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
@@ -586,8 +647,10 @@ mod tests {
             [
                 "batch_bytes_max=8388608 BuiltIn true",
                 "cleanup_policy=delete BuiltIn true",
+                "delete_retention_ms=86400000 BuiltIn true",
                 "durability=disk BuiltIn true",
                 "full_policy=drop-oldest Broker true",
+                "min_compaction_lag_ms=0 BuiltIn true",
                 "min_insync_replicas=1 BuiltIn true",
                 "record_bytes_max=4194304 BuiltIn true",
                 "retention_bytes=none BuiltIn true",
@@ -603,17 +666,23 @@ mod tests {
             |key: &str, value: &str| TopicOverrides::from_pairs([(key, value)]).unwrap_err().to_string();
         assert_eq!(
             refusal("retention.ms", "5s"),
-            "unknown topic setting \"retention.ms\"; known are batch_bytes_max, cleanup_policy, durability, \
-             full_policy, min_insync_replicas, record_bytes_max, retention_bytes, retention_ms, segment_bytes"
+            "unknown topic setting \"retention.ms\"; known are batch_bytes_max, cleanup_policy, \
+             delete_retention_ms, durability, full_policy, min_compaction_lag_ms, min_insync_replicas, \
+             record_bytes_max, retention_bytes, retention_ms, segment_bytes"
         );
         assert_eq!(
             refusal("durability", "flash"),
             "topic setting durability does not take \"flash\"; allowed: disk or memory"
         );
         assert_eq!(
-            refusal("cleanup_policy", "compact"),
-            "topic setting cleanup_policy does not take \"compact\" yet; allowed in this version: delete"
+            refusal("cleanup_policy", "shred"),
+            "topic setting cleanup_policy does not take \"shred\"; allowed: delete, compact or compact,delete"
         );
+        let keys = overrides(&[("cleanup_policy", "compact"), ("full_policy", "drop-oldest")]);
+        let refused = TopicConfig::check(&keys, &TopicOverrides::default(), 1);
+        assert_eq!(refused, Err(ConfigError::DropsKeys));
+        let resolved = TopicConfig::resolve(&keys, &TopicOverrides::default(), 1);
+        assert_eq!(resolved.full_policy, FullPolicy::BlockProducer);
         assert_eq!(
             refusal("full_policy", "protect-unread"),
             "topic setting full_policy does not take \"protect-unread\" yet; allowed in this version: \

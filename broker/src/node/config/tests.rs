@@ -186,7 +186,7 @@ fn absurd_overrides_are_named_by_where_they_came_from() {
         ("storage.journal_bytes=lots", "--set storage.journal_bytes=lots: \"lots\": expected a size"),
         ("nothing.at=all", "--set nothing.at=all: unknown field `nothing`"),
         ("broker.shards=many", "--set broker.shards=many: invalid type: string \"many\", expected u16"),
-        ("topic_defaults.cleanup_policy=compact", "does not take \"compact\" yet"),
+        ("topic_defaults.full_policy=protect-unread", "does not take \"protect-unread\" yet"),
     ] {
         let error = file(DATA_DIR, &[set], &host()).unwrap_err().to_string();
         assert!(error.contains(said), "{set} gave {error}");

@@ -1,6 +1,7 @@
 //! The entries of a commit: how each is packed, and how it is read back. Every entry is a multiple of 8 and starts with 32
 //! bytes: 0 kind u8 | 1 flags u8 = 0 | 2 zero u16 | 4 bytes u32 (all of the entry) | 8 topic id | 24 partition u32 | 28
-//! segment use u32 (batch, direct batch and extent; else 0). A direct batch adds 32 file position u64 | 40 the first 96 bytes
+//! segment use u32 (batch, direct batch, extent and compacted; else 0). A compacted segment adds 32 base offset u64 | 40 end u64 |
+//! 48 bytes u64 | 56 file end u64 | 64 max timestamp i64 | 72 last append time i64 | 80 clean end u64. A direct batch adds 32 file position u64 | 40 the first 96 bytes
 //! of the batch, with its stamp.
 //!
 //! Called by `layout`, which knows the commit around them, by `ring` (sizes) and by `recovery` (views). Invariants: what is
@@ -8,7 +9,7 @@
 
 use super::{CommitHeader, LayoutError, field, put, u32_at, u32_of, u64_at};
 use crate::journal::layout::COMMIT_HEADER_BYTES;
-use crate::journal::{Entry, ExtentEntry, SegmentId, SegmentUse};
+use crate::journal::{CompactedEntry, Entry, ExtentEntry, SegmentId, SegmentUse};
 use crate::limits::BLOCK;
 use corelog_wire::batch::{
     BatchError, BatchHeader, CheckedBatch, HEADER_BYTES, STAMP_BYTES, Stamp, parse_header,
@@ -20,6 +21,7 @@ pub(crate) const ENTRY_HEADER_BYTES: u64 = 32;
 
 pub(super) const ENTRY: usize = 32;
 pub(super) const EXTENT: usize = ENTRY + 40;
+pub(super) const COMPACTED: usize = ENTRY + 56;
 pub(super) const LOG_START: usize = ENTRY + 8;
 /// Where the header of a direct batch starts in its entry.
 pub(super) const DIRECT_BATCH: usize = ENTRY + 8;
@@ -31,6 +33,7 @@ pub(super) const KIND_LOG_START: u8 = 3;
 pub(super) const KIND_REMOVED: u8 = 4;
 // Kind 5 is Truncate, once there are followers.
 pub(super) const KIND_DIRECT: u8 = 6;
+pub(super) const KIND_COMPACTED: u8 = 7;
 
 /// Where the fields of an entry are.
 pub(super) mod entry_at {
@@ -46,6 +49,12 @@ pub(super) mod entry_at {
     pub(in super::super) const EXTENT_BYTES: usize = 48;
     pub(in super::super) const FIRST: usize = 56;
     pub(in super::super) const END: usize = 64;
+    pub(in super::super) const COMPACTED_END: usize = 40;
+    pub(in super::super) const COMPACTED_BYTES: usize = 48;
+    pub(in super::super) const FILE_END: usize = 56;
+    pub(in super::super) const MAX_TIMESTAMP: usize = 64;
+    pub(in super::super) const LAST_APPEND: usize = 72;
+    pub(in super::super) const CLEAN_END: usize = 80;
 }
 
 /// Where the stamp of a direct batch starts in its entry.
@@ -58,6 +67,7 @@ pub(crate) fn entry_bytes(entry: &Entry) -> u64 {
         Entry::Batch { batch, .. } => ENTRY_HEADER_BYTES + batch.bytes().len() as u64,
         Entry::Direct { .. } => DIRECT as u64,
         Entry::Extent(_) => EXTENT as u64,
+        Entry::Compacted(_) => COMPACTED as u64,
         Entry::LogStart { .. } => LOG_START as u64,
         Entry::Removed { .. } => ENTRY_HEADER_BYTES,
     }
@@ -94,6 +104,10 @@ pub(super) fn pack_entry(entry: &Entry, out: &mut [u8]) -> usize {
             put(out, entry_at::END, &extent.end.get().to_le_bytes());
             EXTENT
         }
+        Entry::Compacted(compacted) => {
+            pack_compacted(compacted, &mut out[..COMPACTED]);
+            COMPACTED
+        }
         Entry::LogStart { tp, log_start } => {
             pack_entry_header(KIND_LOG_START, *tp, SegmentUse(0), &mut out[..LOG_START]);
             put(out, entry_at::LOG_START, &log_start.get().to_le_bytes());
@@ -104,6 +118,18 @@ pub(super) fn pack_entry(entry: &Entry, out: &mut [u8]) -> usize {
             ENTRY
         }
     }
+}
+
+fn pack_compacted(compacted: &CompactedEntry, out: &mut [u8]) {
+    let SegmentId { tp, base, segment_use } = compacted.segment;
+    pack_entry_header(KIND_COMPACTED, tp, segment_use, out);
+    put(out, entry_at::BASE, &base.get().to_le_bytes());
+    put(out, entry_at::COMPACTED_END, &compacted.end.get().to_le_bytes());
+    put(out, entry_at::COMPACTED_BYTES, &compacted.bytes.to_le_bytes());
+    put(out, entry_at::FILE_END, &compacted.file_end.to_le_bytes());
+    put(out, entry_at::MAX_TIMESTAMP, &compacted.max_timestamp_ms.to_le_bytes());
+    put(out, entry_at::LAST_APPEND, &compacted.last_append_ms.to_le_bytes());
+    put(out, entry_at::CLEAN_END, &compacted.clean_end.get().to_le_bytes());
 }
 
 fn pack_entry_header(kind: u8, tp: TopicPartition, segment_use: SegmentUse, entry: &mut [u8]) {
@@ -147,6 +173,8 @@ pub enum EntryView {
     },
     /// Bytes of a partition are in a segment, flushed.
     Extent(ExtentEntry),
+    /// A file takes the place of some segments.
+    Compacted(CompactedEntry),
     /// Everything of the partition below `log_start` is gone.
     LogStart {
         /// The partition.
@@ -235,6 +263,7 @@ fn view(header: &[u8; ENTRY], entry: &[u8], at: u32) -> Result<EntryView, Layout
     let (bytes_expected, has_segment) = match kind {
         KIND_BATCH => (None, true),
         KIND_EXTENT => (Some(EXTENT), true),
+        KIND_COMPACTED => (Some(COMPACTED), true),
         KIND_LOG_START => (Some(LOG_START), false),
         KIND_REMOVED => (Some(ENTRY), false),
         KIND_DIRECT => (Some(DIRECT), true),
@@ -250,6 +279,9 @@ fn view(header: &[u8; ENTRY], entry: &[u8], at: u32) -> Result<EntryView, Layout
         KIND_BATCH => view_batch(tp, segment_use, &entry[ENTRY..], at),
         KIND_DIRECT => view_direct(tp, segment_use, entry, at),
         KIND_EXTENT => view_extent(tp, segment_use, entry).map(EntryView::Extent).map_err(contradicts),
+        KIND_COMPACTED => {
+            view_compacted(tp, segment_use, entry).map(EntryView::Compacted).map_err(contradicts)
+        }
         KIND_LOG_START => {
             Ok(EntryView::LogStart { tp, log_start: Offset::new(u64_at(entry, entry_at::LOG_START)) })
         }
@@ -291,6 +323,9 @@ fn view_direct(
 fn stamped_header(tp: TopicPartition, batch: &[u8], at: u32) -> Result<(BatchHeader, Stamp), LayoutError> {
     let (header, stamp) = parse_header(batch, tp).map_err(|error| LayoutError::Batch { at, error })?;
     let Some(stamp) = stamp else { return Err(LayoutError::Batch { at, error: BatchError::NotStamped }) };
+    if header.record_count == 0 {
+        return Err(LayoutError::Entry { at, what: "a batch without records" });
+    }
     if stamp.base_offset.checked_add(u64::from(header.last_offset_delta) + 1).is_none() {
         return Err(LayoutError::Entry { at, what: "offsets beyond the last there can be" });
     }
@@ -321,4 +356,30 @@ fn view_extent(
         return Err("the offsets of an extent");
     }
     Ok(extent)
+}
+
+fn view_compacted(
+    tp: TopicPartition,
+    segment_use: SegmentUse,
+    entry: &[u8],
+) -> Result<CompactedEntry, &'static str> {
+    let offset_at = |at| Offset::new(u64_at(entry, at));
+    let compacted = CompactedEntry {
+        segment: SegmentId { tp, base: offset_at(entry_at::BASE), segment_use },
+        end: offset_at(entry_at::COMPACTED_END),
+        bytes: u64_at(entry, entry_at::COMPACTED_BYTES),
+        file_end: u64_at(entry, entry_at::FILE_END),
+        max_timestamp_ms: u64_at(entry, entry_at::MAX_TIMESTAMP).cast_signed(),
+        last_append_ms: u64_at(entry, entry_at::LAST_APPEND).cast_signed(),
+        clean_end: offset_at(entry_at::CLEAN_END),
+    };
+    if compacted.segment.base >= compacted.end {
+        return Err("the offsets of a compacted segment");
+    }
+    let CompactedEntry { bytes, file_end, .. } = compacted;
+    let holds = file_end.is_multiple_of(BLOCK) && file_end <= u64::MAX / 2;
+    if !holds || bytes == 0 || !bytes.is_multiple_of(8) || file_end.saturating_sub(BLOCK) < bytes {
+        return Err("the length of a compacted segment");
+    }
+    Ok(compacted)
 }
