@@ -16,7 +16,7 @@ pub const BODY_BYTES_MAX: usize = 32 << 20;
 ///
 /// # Errors
 /// [`Error::Usage`] if this build lacks the codec.
-pub(crate) fn compress(compression: Compression, body: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+pub fn compress(compression: Compression, body: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match compression {
         Compression::None => {
             out.extend_from_slice(body);
@@ -39,7 +39,7 @@ pub(crate) fn compress(compression: Compression, body: &[u8], out: &mut Vec<u8>)
 ///
 /// # Errors
 /// In words, if the input is damaged, would be longer than `bytes_max`, or this build lacks the codec.
-pub(crate) fn decompress(compression: Compression, body: &[u8], bytes_max: usize) -> Result<Vec<u8>, String> {
+pub fn decompress(compression: Compression, body: &[u8], bytes_max: usize) -> Result<Vec<u8>, String> {
     match compression {
         Compression::None if body.len() <= bytes_max => Ok(body.to_vec()),
         Compression::None => Err(too_long(bytes_max)),

@@ -31,7 +31,7 @@
 mod admin;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 mod client;
-mod codec;
+pub mod codec;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 mod consumer;
 pub mod core;

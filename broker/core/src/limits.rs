@@ -28,7 +28,7 @@ pub const COMPACTION_KEYS_MAX: usize = 1 << 20;
 /// Bytes of batches that compaction looks at before it lets others work, or one batch.
 pub const COMPACTION_SLICE_BYTES: usize = 64 << 10;
 /// What compaction reads and writes at once, unless a batch is larger.
-pub const COMPACTION_WRITE_BYTES: usize = 1 << 20;
+pub const COMPACTION_IO_BYTES: usize = 256 << 10;
 /// A partition is compacted when one in so many bytes that could be is new since the last time.
 pub const COMPACTION_DIRTY_SHARE: u64 = 2;
 /// After a round that failed none begins on its partition for so long.

@@ -10,11 +10,12 @@ use crate::shadow::Shadow;
 use crate::trace::Trace;
 use crate::world::{MILLIS, SECONDS};
 use bytes::Bytes;
+use corelog_core::journal::Position;
 use corelog_core::recovery::Report;
 use corelog_core::shard::{Fetch, FetchRow, Input, Note, Produce, ProduceRow, RequestId, ShardConfig};
 use corelog_core::time::{Instant, Now};
 use corelog_core::topic::{TopicConfig, TopicOverrides};
-use corelog_wire::batch::{BatchFields, BatchLimits, CheckedBatch};
+use corelog_wire::batch::{BatchFields, BatchLimits, BodyCheck, CheckedBatch, StoredBatches};
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{
     LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, ShardId, TopicId, TopicPartition,
@@ -121,6 +122,10 @@ impl Rig {
             Ok(booted) => booted,
             Err((fault, _)) => panic!("the shard refuses to start: {fault:?}"),
         };
+        let snapshot = booted.hands().shard().snapshot();
+        if !snapshot.read_only {
+            booted.shadow_mut().cut(Position::new(snapshot.journal_head));
+        }
         for _ in 0..steps {
             if booted.is_ready() {
                 break;
@@ -309,13 +314,24 @@ impl Rig {
         if row.error == ErrorCode::None { Ok(row.base_offset.get()) } else { Err(row.error) }
     }
 
-    /// Reads a partition from `from` to its end, one offset per batch.
+    /// Reads a partition from `from` to its end: the base offset of each batch, all of one record.
     ///
     /// # Errors
     /// The first error.
     pub fn read(&mut self, partition: usize, from: u64) -> Result<Vec<u64>, ErrorCode> {
+        let batches = self.read_batches(partition, from)?;
+        let base = |batch: &CheckedBatch| batch.stamp().map_or(0, |stamp| stamp.base_offset.get());
+        assert!(batches.iter().all(|batch| batch.header().last_offset_delta == 0), "batches of one record");
+        Ok(batches.iter().map(base).collect())
+    }
+
+    /// Reads a partition from `from` to its end; no offset is missing.
+    ///
+    /// # Errors
+    /// The first error.
+    pub fn read_batches(&mut self, partition: usize, from: u64) -> Result<Vec<CheckedBatch>, ErrorCode> {
         let tp = self.tp(partition);
-        let (mut next, mut offsets) = (from, Vec::new());
+        let (mut next, mut batches) = (from, Vec::new());
         loop {
             self.requests += 1;
             let request = RequestId(self.requests);
@@ -323,25 +339,43 @@ impl Rig {
             let (wait_max, bytes_max) = (Duration::ZERO, 1 << 20);
             let (rows, filter) = (vec![row], TagFilter::ALL);
             self.tell(Input::Fetch(Fetch { request, wait_max, bytes_min: 1, bytes_max, rows, filter }));
-            self.settle();
-            let Some(reply) = self.replies.remove(&request) else { panic!("a fetch without an answer") };
+            self.turn();
+            while !self.replies.contains_key(&request) {
+                assert!(self.complete_next(), "a fetch without an answer");
+                self.turn();
+            }
+            let Some(reply) = self.replies.remove(&request) else { return Ok(batches) };
             let Answer::Fetch(answer) = &reply.answer else { panic!("a fetch got {:?}", reply.answer) };
             if answer.rows[0].error != ErrorCode::None {
                 return Err(answer.rows[0].error);
             }
-            let mut rest = &reply.payload[..];
-            while !rest.is_empty() {
-                let base = rest.first_chunk().map_or(0, |base| u64::from_le_bytes(*base));
-                let bytes = rest[24..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-                assert_eq!(base, next, "a gap");
-                offsets.push(base);
-                next = base + 1;
-                rest = &rest[bytes as usize..];
-            }
             if reply.payload.is_empty() {
-                return Ok(offsets);
+                return Ok(batches);
+            }
+            for batch in StoredBatches::new(reply.payload, tp, BodyCheck::Verify) {
+                let batch = match batch {
+                    Ok(batch) => batch,
+                    Err(error) => panic!("a batch behind {next}: {error}"),
+                };
+                let base = batch.stamp().map_or(0, |stamp| stamp.base_offset.get());
+                assert!(base == next || batches.is_empty() && base < next, "a gap: {base} after {next}");
+                next = base + u64::from(batch.header().last_offset_delta) + 1;
+                batches.push(batch);
             }
         }
+    }
+
+    /// Lets virtual time pass at once: what is under way stays so.
+    pub fn jump(&mut self, nanos: u64) {
+        self.now += nanos;
+        self.tell(Input::Tick);
+        self.turn();
+    }
+
+    /// Wall clock, in milliseconds since 1970.
+    #[must_use]
+    pub const fn wall_ms(&self) -> i64 {
+        WALL_START_MS + (self.now / MILLIS).cast_signed()
     }
 
     /// What the shard wanted an operator to read so far.

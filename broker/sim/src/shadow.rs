@@ -78,7 +78,7 @@ impl Shadow {
                     shadow.extents.push(*extent);
                     self.extents.insert((extent.segment, extent.file_position), *extent);
                 }
-                Entry::LogStart { .. } | Entry::Removed { .. } => {}
+                Entry::Compacted(_) | Entry::LogStart { .. } | Entry::Removed { .. } => {}
             }
         }
         for write in &commit.direct {

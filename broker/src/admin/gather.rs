@@ -429,6 +429,8 @@ mod tests {
             cold_reads: 15,
             cold_read_bytes: 16,
             cold_file_bytes: 17,
+            compaction_read_bytes: 0,
+            compaction_written_bytes: 0,
             failures: 0,
             tail_bytes: 7,
             idle_bytes: 8,

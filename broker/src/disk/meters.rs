@@ -20,6 +20,8 @@ pub(super) struct Meters {
     pub(super) cold_read_bytes: Counter,
     /// Read from files for cold reads, whatever of it was sent.
     pub(super) cold_file_bytes: Counter,
+    pub(super) compaction_read_bytes: Counter,
+    pub(super) compaction_written_bytes: Counter,
     pub(super) failures: Counter,
     commit: RefCell<Histogram<u64>>,
 }
@@ -55,6 +57,10 @@ pub struct DiskSnapshot {
     pub cold_read_bytes: u64,
     /// Bytes read from segment files for them.
     pub cold_file_bytes: u64,
+    /// Bytes that compaction read from segment files.
+    pub compaction_read_bytes: u64,
+    /// Bytes that compaction wrote to files.
+    pub compaction_written_bytes: u64,
     /// Operations on files that failed.
     pub failures: u64,
     /// Bytes of commits in memory.
@@ -79,6 +85,8 @@ impl Meters {
             cold_reads: Counter::default(),
             cold_read_bytes: Counter::default(),
             cold_file_bytes: Counter::default(),
+            compaction_read_bytes: Counter::default(),
+            compaction_written_bytes: Counter::default(),
             failures: Counter::default(),
             commit: RefCell::new(histogram()),
         }
@@ -104,6 +112,8 @@ impl Meters {
             cold_reads: self.cold_reads.0.get(),
             cold_read_bytes: self.cold_read_bytes.0.get(),
             cold_file_bytes: self.cold_file_bytes.0.get(),
+            compaction_read_bytes: self.compaction_read_bytes.0.get(),
+            compaction_written_bytes: self.compaction_written_bytes.0.get(),
             failures: self.failures.0.get(),
             tail_bytes,
             idle_bytes,

@@ -11,6 +11,7 @@ mod arena;
 mod buffer;
 mod checkpoint;
 mod cold;
+mod compact;
 mod direct;
 mod error;
 mod extents;
@@ -39,7 +40,7 @@ use extents::Extents;
 use journal::{Flushes, Journal};
 use meters::Meters;
 use segments::Segments;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use tail::Tail;
@@ -96,6 +97,10 @@ struct Inner {
     meters: Meters,
     results: Rc<dyn Results>,
     gate: rt::Gate,
+    /// What an earlier start left is being removed.
+    sweeping: rt::Gate,
+    /// Nothing new may begin.
+    ending: Cell<bool>,
     queues: Queues,
 }
 
@@ -106,6 +111,8 @@ pub struct Queues {
     pub cold: rt::Queue,
     /// Destaging, checkpoints, removals, pre-writes.
     pub background: rt::Queue,
+    /// Compaction.
+    pub compaction: rt::Queue,
 }
 
 impl ShardDisk {
@@ -148,6 +155,8 @@ impl ShardDisk {
             meters: Meters::new(),
             results,
             gate: rt::Gate::default(),
+            sweeping: rt::Gate::default(),
+            ending: Cell::new(false),
             queues,
         };
         let inner = Rc::new(inner);
@@ -173,6 +182,7 @@ impl ShardDisk {
     /// # Errors
     /// A file could not be closed.
     pub async fn close(&self) -> Result<(), DiskError> {
+        self.inner.ending.set(true);
         self.inner.gate.idle().await;
         self.inner.segments.close().await
     }

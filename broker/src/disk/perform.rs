@@ -42,6 +42,9 @@ impl ShardDisk {
         for seal in effects.seals.drain(..) {
             inner.seal(seal);
         }
+        for plan in effects.compactions.drain(..) {
+            inner.compact(plan);
+        }
         if let Some(slot) = effects.checkpoint.take() {
             inner.checkpoint(slot);
         }
@@ -68,7 +71,7 @@ impl Inner {
         self.in_queue(self.queues.background, task);
     }
 
-    fn in_queue<T: Future<Output = ()>>(
+    pub(super) fn in_queue<T: Future<Output = ()>>(
         self: &Rc<Self>,
         queue: rt::Queue,
         task: impl FnOnce(Rc<Self>) -> T + 'static,
@@ -86,10 +89,12 @@ impl Inner {
             self.segments.remove_partition(tp, self.queues.background, &self.gate);
         }
         let (files, newest_use) = (shard.files().collect::<Vec<_>>(), shard.newest_use());
+        let sweeping = self.sweeping.enter();
         self.in_background(move |inner| async move {
             for (tp, kept) in files {
                 inner.segments.sweep(tp, kept, newest_use).await;
             }
+            drop(sweeping);
         });
     }
 
@@ -242,7 +247,7 @@ impl Inner {
         });
     }
 
-    fn hold(self: &Rc<Self>, segment: SegmentId) -> Hold {
+    pub(super) fn hold(self: &Rc<Self>, segment: SegmentId) -> Hold {
         self.segments.hold(segment, self.queues.background, &self.gate)
     }
 

@@ -8,6 +8,7 @@ use super::file::{File, check_room};
 use crate::rt;
 use corelog_core::journal::{SegmentId, SegmentUse};
 use corelog_core::segment::{IndexFile, file_name, folder_name, index_file_name, parse_file_name};
+use corelog_core::shard::COMPACTED_USES;
 use corelog_wire::ids::TopicPartition;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -212,7 +213,7 @@ impl Segments {
     }
 
     /// Removes the files in a partition's folder that belong to no segment in `kept`, which is in order. Files of later uses than `newest_use`
-    /// were made since the start.
+    /// were made since the start, unless they are of compaction: that waits for this.
     pub(super) async fn sweep(&self, tp: TopicPartition, kept: Vec<SegmentId>, newest_use: SegmentUse) {
         let folder = self.folder(tp);
         let swept = rt::blocking(move || {
@@ -226,7 +227,7 @@ impl Segments {
                 else {
                     continue;
                 };
-                if segment_use <= newest_use
+                if (segment_use <= newest_use || segment_use >= COMPACTED_USES)
                     && kept.binary_search(&SegmentId { tp, base, segment_use }).is_err()
                 {
                     present(std::fs::remove_file(&path))?;

@@ -391,7 +391,8 @@ async fn stop_shards(sides: &[Side]) -> bool {
 async fn shard_main(context: ShardContext, work: Work) {
     let Work { endpoint, net, folders, config, clock, commands, doors, views, up, listener } = work;
     let net = Net::new(net, context.ring.clone(), endpoint, doors, views);
-    let queues = Queues { cold: context.cold, background: context.background };
+    let queues =
+        Queues { cold: context.cold, background: context.background, compaction: context.compaction };
     let (pump, report) = match Pump::open(folders, config, context.ring, queues, clock).await {
         Ok(opened) => opened,
         Err(error) => return drop(up.send(Err(error.to_string()))),

@@ -133,6 +133,9 @@ fn say(handle: &ShardHandle, note: &Note) {
         Note::LogStartMoved { tp, from, to, reason } => {
             tracing::info!(%tp, from = from.get(), to = to.get(), reason, "records were removed");
         }
+        Note::Compacted { tp, bytes: (before, after) } => {
+            tracing::info!(%tp, before, after, "compacted");
+        }
         Note::TooManyPartitions { tp } => {
             tracing::error!(%tp, "not led: the shard has as many partitions as it takes");
         }

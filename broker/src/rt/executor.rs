@@ -16,6 +16,8 @@ const RING_DEPTH: usize = 256;
 /// Shares of the queue for cold reads, and of the one for destaging and everything else that can wait.
 const SHARES_COLD: usize = 250;
 const SHARES_BACKGROUND: usize = 250;
+/// Compaction has all the time there is.
+const SHARES_COMPACTION: usize = 50;
 /// Long enough that the throw-away executor really parks, which is when the kernel is told of the barriers that
 /// every later park needs. Without it the first sleep of a serving executor takes ten milliseconds and more.
 const PRIME: Duration = Duration::from_millis(3);
@@ -63,6 +65,8 @@ pub struct ShardContext {
     pub cold: Queue,
     /// For destaging, checkpoints and everything else that can wait.
     pub background: Queue,
+    /// For compaction.
+    pub compaction: Queue,
     /// For what happens with every request.
     pub ring: Ring,
 }
@@ -166,6 +170,7 @@ where
                 shards,
                 cold: Queue::new(SHARES_COLD, "cold"),
                 background: Queue::new(SHARES_BACKGROUND, "background"),
+                compaction: Queue::new(SHARES_COMPACTION, "compaction"),
                 ring,
             };
             up.send(Ok(())).unwrap_or_default();

@@ -4,7 +4,7 @@
 
 use super::{Codec, CompactError, Input, Opened, Want};
 use crate::journal::{CompactedEntry, SegmentId};
-use crate::limits::{BLOCK, COMPACTION_WRITE_BYTES};
+use crate::limits::{BLOCK, COMPACTION_IO_BYTES};
 use crate::segment::{Index, IndexFileContent, first_block};
 use corelog_wire::batch::{
     Attributes, BatchFields, CheckedBatch, Compression, STAMP_BYTES, Stamp, parse_header, seal_body,
@@ -215,7 +215,7 @@ impl Output {
 
     /// What can be written before the end is known.
     pub(super) fn full_blocks(&mut self) -> Option<Want> {
-        if self.unwritten.len() < COMPACTION_WRITE_BYTES {
+        if self.unwritten.len() < COMPACTION_IO_BYTES {
             return None;
         }
         let whole = self.unwritten.len() / BLOCK_BYTES * BLOCK_BYTES;

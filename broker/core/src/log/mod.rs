@@ -203,8 +203,9 @@ impl Log {
     pub fn destaged(&mut self, extent: &ExtentEntry) -> Result<(), ReplayFault> {
         let in_extent = self.tail.from(extent.first).take_while(|place| place.end <= extent.end);
         let Some(segment) = self.segments.find_mut(extent.segment.base, extent.segment.segment_use) else {
-            // Retention took the segment meanwhile.
-            let gone = extent.end <= self.log_start;
+            // Retention or compaction took the segment meanwhile.
+            let gone = extent.end <= self.log_start
+                || self.segments.is_compacted(extent.first, extent.end, extent.segment.segment_use);
             return if gone { Ok(()) } else { Err(ReplayFault::UnknownSegment { first: extent.first }) };
         };
         // A checkpoint may know it already. One whose records were deleted meanwhile keeps its place all the same.
@@ -294,8 +295,9 @@ impl Log {
     /// The log has other segments there.
     pub fn compacted(&mut self, entry: &CompactedEntry) -> Result<Vec<Segment>, ReplayFault> {
         let CompactedEntry { segment, end, .. } = *entry;
-        let known = self.segments.find_mut(segment.base, segment.segment_use).is_some();
-        // A checkpoint may know it already, or that it went.
+        let known = self.segments.find_mut(segment.base, segment.segment_use).is_some()
+            || self.segments.is_compacted(segment.base, end, segment.segment_use);
+        // A checkpoint may know it already, or what became of it.
         if known || end <= self.log_start {
             return Ok(Vec::new());
         }

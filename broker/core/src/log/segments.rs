@@ -10,7 +10,7 @@ use super::{EpochTable, ProducerTable};
 use crate::journal::{CompactedEntry, SegmentId, SegmentUse};
 use crate::limits::{BLOCK, GROWTH_STEP_BYTES, GROWTH_STEP_BYTES_MAX};
 use crate::segment::Index;
-use crate::shard::SegmentStart;
+use crate::shard::{COMPACTED_USES, SegmentStart};
 use corelog_wire::ids::{Offset, TopicPartition};
 use std::collections::VecDeque;
 
@@ -253,6 +253,15 @@ impl Segments {
             taken.extend(self.segments.pop_front());
         }
         taken
+    }
+
+    /// Whether compaction has put a later file in the place of one that held these offsets.
+    #[must_use]
+    pub fn is_compacted(&self, first: Offset, end: Offset, segment_use: SegmentUse) -> bool {
+        self.holding(first).is_some_and(|segment| {
+            let later = segment.segment_use >= COMPACTED_USES && segment.segment_use > segment_use;
+            later && end <= segment.end
+        })
     }
 
     /// Puts a compacted segment in the place of those it was made of, which are given; `None` if they are not there, or the last

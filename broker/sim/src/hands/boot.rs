@@ -7,7 +7,7 @@ use bytes::Bytes;
 use corelog_core::journal::{RING_DATA_START, SegmentId};
 use corelog_core::recovery::{Recovery, Report, format};
 use corelog_core::segment::{folder_name, parse_file_name};
-use corelog_core::shard::{Effects, Shard, ShardConfig};
+use corelog_core::shard::{COMPACTED_USES, Effects, Shard, ShardConfig};
 use corelog_wire::ids::TopicPartition;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -104,6 +104,7 @@ impl Hands {
             inbox: VecDeque::new(),
             jobs: BTreeMap::new(),
             reads: BTreeMap::new(),
+            compacting: None,
             ops: BTreeMap::new(),
             jobs_begun: 0,
             replies: Vec::new(),
@@ -216,7 +217,7 @@ fn to_sweep(shard: &Shard, removed: &[TopicPartition], disk: &Disk) -> Vec<Strin
         for path in disk.list(&format!("topics/{}", folder_name(tp))) {
             let name = path.rsplit('/').next().unwrap_or_default();
             if let Some((base, segment_use)) = parse_file_name(name)
-                && segment_use <= shard.newest_use()
+                && (segment_use <= shard.newest_use() || segment_use >= COMPACTED_USES)
                 && !kept.contains(&SegmentId { tp, base, segment_use })
             {
                 swept.push(path);

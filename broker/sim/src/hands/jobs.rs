@@ -17,6 +17,7 @@ pub(super) enum Then {
     Seal(SegmentId),
     Checkpoint,
     Prewrite(u64),
+    Compaction,
 }
 
 impl Then {
@@ -28,6 +29,7 @@ impl Then {
             Self::Seal(segment) => u64::from(segment.segment_use.0) + 2,
             Self::Checkpoint => 3,
             Self::Prewrite(ring_offset) => ring_offset + 4,
+            Self::Compaction => 5,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! that is being read keeps its bytes. The mutants of this room break one rule each.
 
 mod boot;
+mod compact;
 mod jobs;
 mod read;
 
@@ -17,6 +18,7 @@ use crate::disk::{Class, Disk, DiskError, FileId, OpId};
 use crate::shadow::Shadow;
 use crate::trace::Trace;
 use bytes::Bytes;
+use compact::Compacting;
 use corelog_core::journal::{Commit, Packer, Position, RING_DATA_START, SegmentId};
 use corelog_core::segment;
 use corelog_core::shard::{
@@ -59,6 +61,7 @@ pub struct Hands {
     inbox: VecDeque<Input>,
     jobs: BTreeMap<u64, Job>,
     reads: BTreeMap<u64, ReadJob>,
+    compacting: Option<Compacting>,
     ops: BTreeMap<OpId, u64>,
     jobs_begun: u64,
     replies: Vec<Reply>,
@@ -157,6 +160,9 @@ impl Hands {
         }
         for seal in effects.seals.drain(..) {
             self.write_index(&seal, tools);
+        }
+        for plan in effects.compactions.drain(..) {
+            self.begin_compaction(plan, tools);
         }
         if let Some(checkpoint) = effects.checkpoint.take() {
             self.write_checkpoint(&checkpoint, tools);
@@ -372,6 +378,7 @@ impl Hands {
                 Ok(()) => Input::CheckpointFlushed,
                 Err(error) => Input::CheckpointFailed { cause: failure(error) },
             },
+            Then::Compaction => return self.compaction_stage_over(failed, tools),
             Then::Prewrite(_) if failed => Input::PrewriteFailed,
             Then::Prewrite(ring_offset) => Input::Prewritten { ring_offset },
         };
@@ -387,6 +394,9 @@ impl Hands {
     /// An operation of these hands is done.
     pub fn completed(&mut self, op: OpId, result: Result<Bytes, DiskError>, tools: &mut Tools<'_>) {
         let Some(id) = self.ops.remove(&op) else { return };
+        if self.is_compaction_read(op) {
+            return self.compaction_read(result, tools);
+        }
         if self.reads.contains_key(&id) {
             self.read_completed(id, result, tools);
         } else {
@@ -448,6 +458,8 @@ fn record_input(input: &Input, trace: &mut Trace) {
         Input::ExtentFailed { file_position, .. } => ("extent failed", *file_position),
         Input::PrewriteFailed => ("prewrite failed", 0),
         Input::Sealed { written, .. } => ("sealed", u64::from(*written)),
+        Input::Compacted(entry) => ("compacted", entry.end.get()),
+        Input::CompactionOver { done, .. } => ("compaction over", u64::from(*done)),
         Input::CheckpointFlushed => ("checkpoint flushed", 0),
         Input::CheckpointFailed { .. } => ("checkpoint failed", 0),
         Input::Prewritten { ring_offset } => ("prewritten", *ring_offset),

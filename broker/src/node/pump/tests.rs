@@ -230,7 +230,8 @@ fn run<Task: Future<Output = ()> + 'static>(
     let running = rt::start(&rt::Options::default(), vec![folders], move |context, folders: Folders| {
         let main = main.clone();
         async move {
-            let queues = Queues { cold: context.cold, background: context.background };
+            let queues =
+                Queues { cold: context.cold, background: context.background, compaction: context.compaction };
             let (pump, report) =
                 Pump::open(folders, config, context.ring, queues, rt::Clock::new()).await.unwrap();
             let (handle, heard) = (pump.handle(), Rc::new(Heard::default()));
