@@ -44,6 +44,13 @@ group_session_counts_from_the_join
 group_unknown_outcome_counts_as_done
 group_words_of_older_epochs_count
 "
+# Of compaction: these are found by its own test.
+COMPACTION="
+compaction_before_its_entry
+compaction_counts_as_clean_early
+compaction_not_flushed
+compaction_takes_the_place_of_what_went
+"
 SEEDS="${SEEDS:-100000}"
 MINUTES="${MINUTES:-10}"
 target="${CARGO_TARGET_DIR:-$PWD/target}/mutants"
@@ -51,7 +58,7 @@ mkdir -p "$target"
 missed=0
 
 # shellcheck disable=SC2048 # names without spaces
-for mutant in ${*:-$MUTANTS $GROUPS}; do
+for mutant in ${*:-$MUTANTS $GROUPS $COMPACTION}; do
     case "$mutant" in
     consumer_* | group_*) about=--groups ;;
     *) about= ;;
@@ -62,16 +69,30 @@ for mutant in ${*:-$MUTANTS $GROUPS}; do
     chmod +x "$wrapper"
     RUSTC_WORKSPACE_WRAPPER="$wrapper" CARGO_TARGET_DIR="$target" \
         cargo build --quiet --release --locked --package corelog-sim
+    run="$target/release/corelog-sim"
+    case "$mutant" in
+    compaction_*)
+        run="$(RUSTC_WORKSPACE_WRAPPER="$wrapper" CARGO_TARGET_DIR="$target" \
+            cargo test --release --locked --package corelog-sim --test compaction --no-run 2>&1 |
+            sed -n 's/.*Executable.*(\(.*\))$/\1/p')"
+        about=--nocapture
+        ;;
+    esac
     started="$(date +%s)"
     status=0
-    timeout "$((MINUTES * 60))" "$target/release/corelog-sim" ${about:+"$about"} --seeds "0..$SEEDS" >"$target/$mutant.log" 2>&1 ||
-        status=$?
+    case "$mutant" in
+    compaction_*) SEEDS="$SEEDS" timeout "$((MINUTES * 60))" "$run" "$about" >"$target/$mutant.log" 2>&1 || status=$? ;;
+    *)
+        timeout "$((MINUTES * 60))" "$run" ${about:+"$about"} --seeds "0..$SEEDS" >"$target/$mutant.log" 2>&1 ||
+            status=$?
+        ;;
+    esac
     seconds="$(($(date +%s) - started))"
     if [ "$status" -eq 0 ] || [ "$status" -eq 124 ]; then
         printf '%-42s MISSED after %s s\n' "$mutant" "$seconds"
         missed=$((missed + 1))
     else
-        seed="$(sed -n 's/.*make sim .*SEED=//p' "$target/$mutant.log" | tail -n 1)"
+        seed="$(sed -n 's/.*SEED=//p' "$target/$mutant.log" | tail -n 1)"
         what="$(sed -n -e 's/^FAILED: //p' -e '/panicked at/{n;p;}' "$target/$mutant.log" | head -n 1 | cut -c 1-110)"
         printf '%-42s seed %-5s %3s s  %s\n' "$mutant" "$seed" "$seconds" "$what"
     fi

@@ -140,10 +140,10 @@ impl World {
         let (start, end) = (snapshot.log_start.get(), snapshot.log_end.get() as usize);
         assert!(
             end >= self.acknowledged,
-            "seed {seed}: {} were acknowledged, {end} are there",
+            "SEED={seed}: {} were acknowledged, {end} are there",
             self.acknowledged
         );
-        assert!(start >= self.start, "seed {seed}: deleted records are back");
+        assert!(start >= self.start, "SEED={seed}: deleted records are back");
         let mut known = BTreeMap::new();
         for batch in self.rig.read_batches(0, start).unwrap() {
             let base = batch.stamp().unwrap().base_offset.get();
@@ -156,7 +156,7 @@ impl World {
                 let content = (record.key.unwrap().to_vec(), record.value.map(|value| value.to_vec()));
                 assert_eq!(
                     content, self.produced[offset as usize],
-                    "seed {seed}: offset {offset} is another"
+                    "SEED={seed}: offset {offset} is another"
                 );
                 known.insert(content.0, content.1);
             }
@@ -164,7 +164,7 @@ impl World {
         let mut truth: BTreeMap<_, _> = self.produced[start as usize..end].iter().cloned().collect();
         truth.retain(|_, value| value.is_some());
         known.retain(|_, value| value.is_some());
-        assert_eq!(known, truth, "seed {seed}: up to {end}");
+        assert_eq!(known, truth, "SEED={seed}: up to {end}");
     }
 }
 

@@ -301,6 +301,8 @@ fn shard_numbers(number: u16, source: &ShardSource, report: &ShardReport) -> Sha
         tail_cache_misses: disk.cold_reads,
         tail_cache_hit_bytes: disk.tail_read_bytes,
         tail_cache_miss_bytes: disk.cold_read_bytes,
+        compaction_read_bytes: disk.compaction_read_bytes,
+        compaction_written_bytes: disk.compaction_written_bytes,
         memory: vec![
             BudgetNumbers { name: "tail_cache", bytes: disk.tail_bytes, bytes_max: None },
             BudgetNumbers { name: "idle_buffers", bytes: disk.idle_bytes, bytes_max: None },

@@ -71,6 +71,12 @@ const SHARD_ROWS: &[ShardRow] = &[
     ("tail_cache_miss", Some(Unit::Bytes), COUNTER, "Bytes fetched from segment files", |s| {
         s.tail_cache_miss_bytes
     }),
+    ("compaction_read", Some(Unit::Bytes), COUNTER, "Bytes that compaction read from segment files", |s| {
+        s.compaction_read_bytes
+    }),
+    ("compaction_written", Some(Unit::Bytes), COUNTER, "Bytes that compaction wrote to segment files", |s| {
+        s.compaction_written_bytes
+    }),
     ("connections", None, GAUGE, "Open connections", |s| s.connections),
     ("connections_accepted", None, COUNTER, "Connections accepted", |s| s.connections_accepted),
     ("network_received", Some(Unit::Bytes), COUNTER, "Bytes received from clients", |s| {

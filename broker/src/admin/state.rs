@@ -295,6 +295,10 @@ pub struct ShardNumbers {
     pub tail_cache_hit_bytes: u64,
     /// Bytes sent from segment files.
     pub tail_cache_miss_bytes: u64,
+    /// Bytes that compaction read.
+    pub compaction_read_bytes: u64,
+    /// Bytes that compaction wrote.
+    pub compaction_written_bytes: u64,
     /// Memory by budget.
     pub memory: Vec<BudgetNumbers>,
     /// Connections open.

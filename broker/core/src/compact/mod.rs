@@ -273,7 +273,8 @@ impl Round {
                 self.left.retain(|input| input.segment.base < mapped_end);
             }
             Phase::Write { output, last } => {
-                let clean_end = if last { self.mapped_end } else { self.plan.clean_end };
+                let counts = last || cfg!(mutant = "compaction_counts_as_clean_early");
+                let clean_end = if counts { self.mapped_end } else { self.plan.clean_end };
                 self.wants.extend(output.finish(clean_end, &self.plan.epochs, codec)?);
             }
             Phase::Over => {}

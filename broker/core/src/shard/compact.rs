@@ -113,7 +113,7 @@ impl Shard {
             let start = partition.start_target;
             !partition.removing && (start == compaction.start || start <= entry.segment.base)
         });
-        compaction.refused |= !stays;
+        compaction.refused |= !stays && !cfg!(mutant = "compaction_takes_the_place_of_what_went");
         if compaction.refused || self.poisoned {
             out.removals.push(entry.segment);
             return;
@@ -121,6 +121,9 @@ impl Shard {
         compaction.bytes_after += entry.bytes;
         compaction.entries += 1;
         self.ring.push(Entry::Compacted(*entry));
+        if cfg!(mutant = "compaction_before_its_entry") {
+            self.replace(entry, out);
+        }
     }
 
     /// The entry of a file is durable: it takes the place of its segments, and their files go.
