@@ -28,6 +28,8 @@ pub enum Command {
     Ramp(Box<RampArguments>),
     /// Measure consumer groups that commit, and what that costs producers.
     Groups(GroupsArguments),
+    /// Compaction of many updates of few keys, beside producers and readers of the end.
+    Compaction(CompactionArguments),
     /// Measure the device and loopback TCP without a broker.
     Limits(LimitsArguments),
     /// Compare two reports; ends with 1 if the second is worse.
@@ -227,6 +229,32 @@ pub struct GroupsArguments {
     /// Then so many commits as fast as they go, to see how large the store gets; an hour of the above are 3,600,000.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub fill: u64,
+    /// Corelog's broker. Default: `corelog` beside this program.
+    #[arg(long, value_name = "FILE")]
+    pub broker_bin: Option<PathBuf>,
+    /// Where.
+    #[command(flatten)]
+    pub place: PlaceArguments,
+}
+
+/// Arguments of `compaction`.
+#[derive(Clone, Debug, Args)]
+pub struct CompactionArguments {
+    /// Keys that are updated, at random.
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+    /// Mebibytes of updates before compaction is switched on.
+    #[arg(long, default_value_t = 10_240, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    pub fill: u64,
+    /// Updates produced in a second, one by one, before and while it runs.
+    #[arg(long, default_value_t = 1_000.0, value_name = "RATE")]
+    pub produce_rate: f64,
+    /// Seconds of each phase that is measured.
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    pub seconds: f64,
+    /// Phases measured before; and at least as many while it runs.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
     /// Corelog's broker. Default: `corelog` beside this program.
     #[arg(long, value_name = "FILE")]
     pub broker_bin: Option<PathBuf>,

@@ -6,7 +6,7 @@ use clap::Parser;
 
 use corelog_bench::args::{Arguments, Command, CompareArguments};
 use corelog_bench::error::Error;
-use corelog_bench::{compare, groups, ramp, strawman, suite};
+use corelog_bench::{compaction, compare, groups, ramp, strawman, suite};
 
 /// What the process ends with.
 const INVALID: u8 = 3;
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         Command::Suite(all) => suite::all(&all),
         Command::Ramp(search) => ramp::search(&search),
         Command::Groups(commits) => groups::run(&commits),
+        Command::Compaction(updates) => compaction::run(&updates),
         Command::Limits(limits) => suite::limits(&limits).map(|()| true),
         Command::Compare(compare) => return compared(&compare),
         Command::Strawman(strawman) => strawman::serve(&strawman).map(|()| true),

@@ -85,7 +85,7 @@ impl Connection {
     }
 
     /// Asks with no payload; gives the answer's header and payload.
-    fn ask(&mut self, kind: Kind, header: &[u8]) -> Result<(Vec<u8>, Bytes)> {
+    pub fn ask(&mut self, kind: Kind, header: &[u8]) -> Result<(Vec<u8>, Bytes)> {
         self.send(kind, header)?;
         self.answer(kind)
     }
