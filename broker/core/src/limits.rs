@@ -26,9 +26,9 @@ pub const FETCH_BYTES_MAX: u32 = 16 << 20;
 /// Keys whose newest offset a round of compaction knows: some forty bytes each, on a shard that is at work on one.
 pub const COMPACTION_KEYS_MAX: usize = 1 << 20;
 /// Bytes of batches that compaction looks at before it lets others work, or one batch.
-pub const COMPACTION_SLICE_BYTES: usize = 64 << 10;
+pub const COMPACTION_SLICE_BYTES: usize = 32 << 10;
 /// What compaction reads and writes at once, unless a batch is larger.
-pub const COMPACTION_IO_BYTES: usize = 256 << 10;
+pub const COMPACTION_IO_BYTES: usize = 128 << 10;
 /// A partition is compacted when one in so many bytes that could be is new since the last time.
 pub const COMPACTION_DIRTY_SHARE: u64 = 2;
 /// After a round that failed none begins on its partition for so long.

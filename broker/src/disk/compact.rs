@@ -19,10 +19,15 @@ use corelog_core::shard::Input;
 use corelog_wire::batch::Compression;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Instant;
 
 /// Room is asked of the file system in these steps, and what was written is flushed as often: one flush of a whole file would
 /// hold up those of the journal.
 const STEP_BYTES: u64 = 8 * MIB;
+
+/// How much longer than each slice of work, or of waiting for the device, the rest after it is: what producers and readers
+/// notice of a round depends on it (docs/performance.md).
+const PAUSE_SHARE: u32 = 4;
 
 /// Why a round ended early.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +96,7 @@ impl Inner {
         output: &mut Option<Output>,
     ) -> Result<bool, RoundError> {
         while !self.ending.get() {
+            let began = Instant::now();
             match round.advance(&Codecs)? {
                 Want::Turn => {}
                 Want::Read { segment, from, bytes, file_end } => {
@@ -115,7 +121,8 @@ impl Inner {
                 }
                 Want::Done => return Ok(true),
             }
-            rt::yield_now().await;
+            // The executor looks for what others have to do only when nobody is at work.
+            rt::sleep(began.elapsed() * PAUSE_SHARE).await;
         }
         Ok(false)
     }
