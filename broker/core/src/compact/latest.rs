@@ -15,8 +15,10 @@ pub(super) struct Latest {
 }
 
 impl Latest {
-    pub(super) fn new() -> Self {
-        Self { secrets: [RandomState::new(), RandomState::new()], offsets: HashMap::default() }
+    /// For so many keys: with fewer it is never moved, which would keep others waiting.
+    pub(super) fn for_keys(keys: usize) -> Self {
+        let offsets = HashMap::with_capacity_and_hasher(keys, BuildHasherDefault::default());
+        Self { secrets: [RandomState::new(), RandomState::new()], offsets }
     }
 
     /// A record of this key is at this offset, which is later than those before.

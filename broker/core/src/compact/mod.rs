@@ -175,8 +175,11 @@ impl Round {
     #[must_use]
     pub fn new(plan: Plan) -> Self {
         let dirty = plan.inputs.iter().filter(|input| input.end > plan.clean_end).copied();
+        // Each new offset may be of another key.
+        let end = plan.inputs.last().map_or(plan.clean_end, |last| last.end);
+        let records = usize::try_from(end.get().saturating_sub(plan.clean_end.get())).unwrap_or(usize::MAX);
         Self {
-            latest: Latest::new(),
+            latest: Latest::for_keys(records.min(plan.keys_max)),
             mapped_end: plan.clean_end,
             phase: Phase::Map,
             source: Source::new(dirty.collect(), plan.clean_end.max(plan.start)),
