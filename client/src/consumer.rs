@@ -269,7 +269,7 @@ impl Consumer {
         poll_fn(|cx| self.poll_take(cx)).await.transpose()
     }
 
-    fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Taken>>> {
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Taken>>> {
         let shared = &self.inner.shared;
         let taken = {
             let mut state = shared.lock();
@@ -325,6 +325,16 @@ impl Consumer {
         };
         self.inner.shared.bell.notify_one();
         committed.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// From now on [`Consumer::done_with`] says how far the user is.
+    pub(crate) fn by_record(&self) -> Result<()> {
+        self.inner.shared.lock().machine.by_record()
+    }
+
+    pub(crate) fn done_with(&self, share: &Share, offset: u64) {
+        self.inner.shared.lock().machine.done_with(share, offset);
+        self.inner.shared.bell.notify_one();
     }
 
     /// Gives nothing of a partition until [`Consumer::resume`].

@@ -30,6 +30,8 @@
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 mod admin;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
+mod by_key;
+#[cfg(any(feature = "tokio", feature = "glommio"))]
 mod client;
 pub mod codec;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
@@ -47,6 +49,8 @@ mod reader;
 
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 pub use self::admin::{Admin, ListedOffset, NewTopic, TopicChange, TopicDescription};
+#[cfg(any(feature = "tokio", feature = "glommio"))]
+pub use self::by_key::ProcessError;
 #[cfg(any(feature = "tokio", feature = "glommio"))]
 pub use self::client::{Client, ClientBuilder};
 pub use self::codec::BODY_BYTES_MAX;

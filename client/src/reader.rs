@@ -14,7 +14,9 @@ use corelog_wire::records::RecordHeader;
 use tokio::sync::Notify;
 
 use crate::client::{Client, seed};
-use crate::core::{Batch, Effect, Input, Outgoing, Partitions, Reader as Machine, ReaderConfig, Start};
+use crate::core::{
+    Batch, Effect, Input, Outgoing, Partitions, Reader as Machine, ReaderConfig, RecordView, Start,
+};
 use crate::driver::{Cell, Job};
 use crate::error::{Error, Result};
 
@@ -337,6 +339,20 @@ pub struct ConsumedRecord {
     pub headers: Vec<RecordHeader>,
 }
 
+impl ConsumedRecord {
+    pub(crate) fn of(batch: &Batch, record: RecordView<'_>) -> Self {
+        Self {
+            topic: batch.topic().clone(),
+            partition: record.partition(),
+            offset: record.offset(),
+            timestamp_ms: record.timestamp_ms(),
+            key: record.key_bytes(),
+            value: record.value_bytes(),
+            headers: record.headers().collect(),
+        }
+    }
+}
+
 /// The records of a [`Reader`], one by one.
 pub struct RecordStream {
     reader: Reader,
@@ -359,15 +375,7 @@ impl RecordStream {
                 && let Some(record) = batch.get(self.place)
             {
                 self.place += 1;
-                return Poll::Ready(Some(Ok(ConsumedRecord {
-                    topic: batch.topic().clone(),
-                    partition: record.partition(),
-                    offset: record.offset(),
-                    timestamp_ms: record.timestamp_ms(),
-                    key: record.key_bytes(),
-                    value: record.value_bytes(),
-                    headers: record.headers().collect(),
-                })));
+                return Poll::Ready(Some(Ok(ConsumedRecord::of(batch, record))));
             }
             (self.batch, self.place) = (None, 0);
             match self.reader.poll_next(cx) {

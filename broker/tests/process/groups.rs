@@ -573,6 +573,81 @@ fn groups_are_read_shown_reset_and_deleted_by_command() {
     assert_eq!(broker.interrupt(), Some(0));
 }
 
+/// What was processed of each key: its numbers, in the order of processing.
+type ByKey = std::cell::RefCell<BTreeMap<Vec<u8>, Vec<u64>>>;
+
+async fn process_by_key(client: &Client, seen: &ByKey, records: usize) {
+    let consumer = client.consumer(GROUP).topics([TOPIC]).build().unwrap();
+    let processed = std::cell::Cell::new(0);
+    let (mut random, most) = (Random(3), std::cell::Cell::new((0, 0)));
+    let process = |record: corelog_client::ConsumedRecord| {
+        let pause = Duration::from_micros(random.below(2_000));
+        let (processed, most) = (&processed, &most);
+        async move {
+            let (at_work, at_most) = most.get();
+            most.set((at_work + 1, at_most.max(at_work + 1)));
+            // The work takes as long as it takes.
+            tokio::time::sleep(pause).await;
+            let number = u64::from_le_bytes(record.value.unwrap()[..].try_into().unwrap());
+            seen.borrow_mut().entry(record.key.unwrap().to_vec()).or_default().push(number);
+            processed.set(processed.get() + 1);
+            most.set((most.get().0 - 1, most.get().1));
+            if processed.get() >= records { Err("enough") } else { Ok(()) }
+        }
+    };
+    let ended = consumer.for_each_key(8, process).await;
+    assert!(matches!(ended, Err(corelog_client::ProcessError::Process("enough"))), "{ended:?}");
+    assert!((4..=8).contains(&most.get().1), "{} records at work at once", most.get().1);
+    consumer.close().await;
+}
+
+#[test]
+fn records_are_processed_many_at_once_in_order_of_each_key_and_committed_without_a_gap() {
+    const RECORDS: u64 = 2_000;
+    const KEYS: u64 = 40;
+    let folder = data_folder();
+    let broker = Broker::dev(&path(&folder, "data"), 0, 1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let seen = ByKey::default();
+    runtime.block_on(async {
+        create_topic(&broker.address).await;
+        let client = Client::connect(&broker.address).await.unwrap();
+        let producer = client.producer(TOPIC).build().unwrap();
+        for number in 0..RECORDS {
+            let key = (number % KEYS).to_string().into_bytes();
+            drop(producer.enqueue(Record::new(number.to_le_bytes().to_vec()).key(key)).await.unwrap());
+        }
+        producer.close().await.unwrap();
+        // The first ends in the middle: the record that it failed at comes again, and what is behind it.
+        process_by_key(&client, &seen, 700).await;
+        let first: u64 = seen.borrow().values().map(|numbers| numbers.len() as u64).sum();
+        let committed = |group: corelog_client::GroupDescription| -> u64 {
+            group.partitions.iter().filter_map(|part| part.committed).map(|offset| offset.get()).sum()
+        };
+        let described = committed(client.admin().describe_group(GROUP).await.unwrap());
+        assert!(described < first && described + 500 > first, "{described} of {first} are committed");
+        let rest = RECORDS - described;
+        process_by_key(&client, &seen, usize::try_from(rest).unwrap()).await;
+        let all = committed(client.admin().describe_group(GROUP).await.unwrap());
+        assert!(all >= RECORDS - 1 - 8 * 64, "{all} are committed");
+    });
+    let seen = seen.into_inner();
+    assert_eq!(seen.len() as u64, KEYS);
+    for (key, numbers) in seen {
+        // It may have begun anew once, never skipped one.
+        let begins_anew = numbers.windows(2).filter(|pair| pair[1] != pair[0] + KEYS);
+        assert!(
+            begins_anew.clone().count() <= 1 && begins_anew.clone().all(|pair| pair[1] <= pair[0]),
+            "{numbers:?}"
+        );
+        let mut once = numbers.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len() as u64, RECORDS / KEYS, "{key:?}");
+    }
+    assert_eq!(broker.interrupt(), Some(0));
+}
+
 #[test]
 fn a_member_whose_output_nobody_takes_stays_in_its_group() {
     let folder = data_folder();

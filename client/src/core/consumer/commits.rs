@@ -121,6 +121,30 @@ impl Consumer {
         Ok(self.commit_places(wanted))
     }
 
+    /// From now on, [`Consumer::done_with`] says how far the user is.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] unless commits are the consumer's affair.
+    pub fn by_record(&mut self) -> Result<(), Error> {
+        if !matches!(self.config.commit, CommitMode::After(_)) {
+            return Err(Error::usage("this commits by itself what is done: use CommitMode::After"));
+        }
+        (self.by_record, self.listens) = (true, true);
+        Ok(())
+    }
+
+    /// Of a partition everything that was given is done with up to an offset. Nothing changes for one that is not here any
+    /// more.
+    pub fn done_with(&mut self, share: &Share, offset: u64) {
+        let part = self.place_of(share).ok().and_then(|tp| self.parts.get_mut(&tp));
+        if let Some(part) = part
+            && let Some(given) = part.given.as_ref().filter(|given| offset <= given.offset)
+            && part.done.as_ref().is_none_or(|done| done.offset < offset)
+        {
+            part.done = Some(Progress { offset, ..given.clone() });
+        }
+    }
+
     /// Commits all that was taken so far. As [`Consumer::commit_offsets`].
     ///
     /// # Errors

@@ -101,6 +101,8 @@ pub struct Consumer {
     told: BTreeSet<TopicPartition>,
     /// Whether the user wants to hear of partitions that come and go.
     listens: bool,
+    /// Whether he says himself how far he is ([`Consumer::done_with`]), instead of by taking again.
+    by_record: bool,
     /// Batches whose ends have to be committed before they are given.
     early: VecDeque<(TopicPartition, Batch)>,
     /// The topic whose turn it is to be taken from.
@@ -134,6 +136,7 @@ impl Consumer {
             news: VecDeque::new(),
             told: BTreeSet::new(),
             listens: false,
+            by_record: false,
             early: VecDeque::new(),
             turn: None,
             taken_at: None,
@@ -304,13 +307,16 @@ impl Consumer {
         records || self.complaint.is_some() || self.listens && !self.news.is_empty()
     }
 
-    /// The user took again: what he had is done with.
+    /// The user took again: what he had is done with, unless he says so himself.
     fn came_back(&mut self) {
         for (tp, part) in &mut self.parts {
-            part.done.clone_from(&part.given);
+            if !self.by_record {
+                part.done.clone_from(&part.given);
+            }
             // What is committed already has to be given, as nobody else will.
             let waits = self.early.iter().any(|(early, _)| early == tp);
-            if part.stage == Stage::Leaving && !waits && (!self.listens || self.told.contains(tp)) {
+            let free = part.stage == Stage::Leaving && !waits && !part.is_with_user();
+            if free && (!self.listens || self.told.contains(tp)) {
                 part.stage = Stage::Letting;
                 self.told.remove(tp);
             }
@@ -458,7 +464,8 @@ impl Consumer {
     /// Gives nothing more, takes what was taken for done with, commits it if commits are the consumer's affair, and
     /// leaves the group. [`Input::Tick`] makes it so.
     pub fn close(&mut self, now: Instant) {
-        for part in self.parts.values_mut().filter(|_| self.phase == Phase::Open) {
+        let taken = self.phase == Phase::Open && !self.by_record;
+        for part in self.parts.values_mut().filter(|_| taken) {
             part.done.clone_from(&part.given);
         }
         self.drop_out(now);

@@ -234,6 +234,43 @@ fn a_partition_goes_when_its_records_are_done_with_and_committed() {
 }
 
 #[test]
+fn a_user_who_says_how_far_he_is_keeps_a_partition_until_he_is_through() {
+    let manual = ConsumerConfig { commit: CommitMode::Manual, ..config() };
+    let refused = Consumer::new(manual, 1).unwrap().by_record();
+    assert!(refused.unwrap_err().to_string().contains("CommitMode::After"));
+    let (mut config, pause) = (config(), Duration::from_millis(20));
+    config.commit = CommitMode::After(pause);
+    let mut rig = Rig::new(config);
+    rig.consumer.by_record().unwrap();
+    rig.grant(1, &[0, 1]);
+    assert!(matches!(rig.take(), Some(Taken::Assigned(_))));
+    rig.tell_offsets(&[(0, 0), (1, 0)]);
+    rig.tell_topic(2);
+    rig.bring(0..3);
+    assert_eq!((rig.take_records(), rig.take_records()), ((0, 0, 3), (1, 0, 3)));
+    assert!(rig.take().is_none() && rig.commit_rows().is_none(), "taking again says nothing");
+    let share = Share { topic: "t".into(), partition: 1 };
+    rig.consumer.done_with(&share, 2);
+    rig.consumer.done_with(&share, 1);
+    rig.consumer.done_with(&share, 9);
+    rig.after(pause);
+    assert_eq!(rig.commit(), [(1, 2)], "not back, and not beyond what was given");
+    rig.grant(1, &[0, 1]);
+    rig.after(pause);
+    rig.grant(2, &[0]);
+    assert!(matches!(rig.take(), Some(Taken::Revoked(_))));
+    assert!(rig.take().is_none());
+    assert_eq!(owned(&rig.heartbeat().1), [0, 1], "one record is at work");
+    rig.consumer.done_with(&share, 3);
+    assert!(rig.take().is_none());
+    assert_eq!(rig.commit(), [(1, 3)]);
+    assert_eq!(owned(&rig.heartbeat().1), [0]);
+    rig.consumer.close(rig.now);
+    rig.tick();
+    assert!(rig.commit_rows().is_none(), "what is at work in partition 0 is not done");
+}
+
+#[test]
 fn whoever_listens_hears_what_goes_before_it_does() {
     let mut rig = Rig::new(config());
     rig.consumer.listen();
