@@ -83,7 +83,7 @@ impl Prefix {
 /// Records on their way through the user's hands.
 struct Lanes<F, Fut> {
     process: F,
-    lanes: Vec<Lane<Fut>>,
+    each: Vec<Lane<Fut>>,
     prefixes: BTreeMap<Share, Prefix>,
     leases: u64,
     /// For records without a key.
@@ -102,17 +102,17 @@ where
 {
     fn new(lanes: usize, process: F) -> Self {
         let lane = || Lane { waiting: VecDeque::new(), at_work: None };
-        let lanes = std::iter::repeat_with(lane).take(lanes.max(1)).collect();
-        Self { process, lanes, prefixes: BTreeMap::new(), leases: 0, turn: 0 }
+        let each = std::iter::repeat_with(lane).take(lanes.max(1)).collect();
+        Self { process, each, prefixes: BTreeMap::new(), leases: 0, turn: 0 }
     }
 
     fn has_room(&self) -> bool {
-        let waiting: usize = self.lanes.iter().map(|lane| lane.waiting.len()).sum();
-        waiting < WAITING_MAX * self.lanes.len()
+        let waiting: usize = self.each.iter().map(|lane| lane.waiting.len()).sum();
+        waiting < WAITING_MAX * self.each.len()
     }
 
     fn is_idle(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.waiting.is_empty() && lane.at_work.is_none())
+        self.each.iter().all(|lane| lane.waiting.is_empty() && lane.at_work.is_none())
     }
 
     fn take(&mut self, batch: &Batch) {
@@ -125,19 +125,16 @@ where
         prefix.take(batch);
         let lease = prefix.lease;
         for record in batch {
-            let lane = match record.key() {
-                Some(key) => {
-                    let mut hasher = DefaultHasher::new();
-                    key.hash(&mut hasher);
-                    usize::try_from(hasher.finish() % self.lanes.len() as u64).unwrap_or(0)
-                }
-                None => {
-                    self.turn = (self.turn + 1) % self.lanes.len();
-                    self.turn
-                }
+            let lane = if let Some(key) = record.key() {
+                let mut hasher = DefaultHasher::new();
+                key.hash(&mut hasher);
+                usize::try_from(hasher.finish() % self.each.len() as u64).unwrap_or(0)
+            } else {
+                self.turn = (self.turn + 1) % self.each.len();
+                self.turn
             };
             let place = Place { lease, offset: record.offset() };
-            self.lanes[lane].waiting.push_back((place, ConsumedRecord::of(batch, record)));
+            self.each[lane].waiting.push_back((place, ConsumedRecord::of(batch, record)));
         }
     }
 
@@ -145,14 +142,14 @@ where
     fn lose(&mut self, shares: &[Share]) {
         for share in shares {
             if let Some(Prefix { lease, .. }) = self.prefixes.remove(share) {
-                self.lanes.iter_mut().for_each(|lane| lane.waiting.retain(|(place, _)| place.lease != lease));
+                self.each.iter_mut().for_each(|lane| lane.waiting.retain(|(place, _)| place.lease != lease));
             }
         }
     }
 
     /// Lets every lane work. Ready with how far a partition is, or with the failure of a record.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<std::result::Result<(Share, u64), E>> {
-        for lane in &mut self.lanes {
+        for lane in &mut self.each {
             loop {
                 if lane.at_work.is_none()
                     && let Some((place, record)) = lane.waiting.pop_front()

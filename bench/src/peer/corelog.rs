@@ -85,6 +85,9 @@ impl Connection {
     }
 
     /// Asks with no payload; gives the answer's header and payload.
+    ///
+    /// # Errors
+    /// [`Error::System`], [`Error::Peer`].
     pub fn ask(&mut self, kind: Kind, header: &[u8]) -> Result<(Vec<u8>, Bytes)> {
         self.send(kind, header)?;
         self.answer(kind)

@@ -11,7 +11,7 @@ pub mod node {
 
 use bytes::Bytes;
 use corelog_core::journal::{
-    Commit, Entry, ExtentEntry, Packer, Position, SegmentId, SegmentUse, Session, Superblock,
+    Commit, CompactedEntry, Entry, ExtentEntry, Packer, Position, SegmentId, SegmentUse, Session, Superblock,
 };
 use corelog_wire::batch::{BatchFields, BatchLimits, CheckedBatch, Stamp, seal_body};
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicId, TopicPartition};
@@ -88,6 +88,15 @@ pub fn journal(ring_bytes: u64) -> Vec<u8> {
             entries.push(extent(writer.ends[0]));
             entries.push(Entry::LogStart { tp: tp(0), log_start: Offset::new(1) });
             entries.push(Entry::Removed { tp: tp(2) });
+            entries.push(Entry::Compacted(CompactedEntry {
+                segment: segment(),
+                end: Offset::new(writer.ends[0]),
+                bytes: 16_000,
+                file_end: 6 * BLOCK as u64,
+                max_timestamp_ms: 1_000,
+                last_append_ms: 1_000,
+                clean_end: Offset::new(1),
+            }));
         }
         if size == 50 {
             entries.push(writer.direct(0, 600));
@@ -154,6 +163,7 @@ impl Writer {
                     32 + 8 + 96
                 }
                 Entry::Extent(_) => 72,
+                Entry::Compacted(_) => 88,
                 Entry::LogStart { .. } => 40,
                 Entry::Removed { .. } => 32,
             };

@@ -134,13 +134,12 @@ impl Inner {
         file_position: u64,
         bytes: &[u8],
     ) -> Result<(), RoundError> {
-        let output = match output {
-            Some(output) => output,
-            None => {
-                let hold = self.segments.hold(segment, self.queues.background, &self.gate);
-                let file = self.segments.create(&hold, None).await?;
-                output.insert(Output { file, hold, unflushed: 0 })
-            }
+        let output = if let Some(output) = output {
+            output
+        } else {
+            let hold = self.segments.hold(segment, self.queues.background, &self.gate);
+            let file = self.segments.create(&hold, None).await?;
+            output.insert(Output { file, hold, unflushed: 0 })
         };
         let end = file_position + bytes.len() as u64;
         output.file.allocate_with_margin(end.next_multiple_of(STEP_BYTES)).await?;

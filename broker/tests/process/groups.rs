@@ -622,7 +622,12 @@ fn records_are_processed_many_at_once_in_order_of_each_key_and_committed_without
         process_by_key(&client, &seen, 700).await;
         let first: u64 = seen.borrow().values().map(|numbers| numbers.len() as u64).sum();
         let committed = |group: corelog_client::GroupDescription| -> u64 {
-            group.partitions.iter().filter_map(|part| part.committed).map(|offset| offset.get()).sum()
+            group
+                .partitions
+                .iter()
+                .filter_map(|part| part.committed)
+                .map(corelog_wire::ids::Offset::get)
+                .sum()
         };
         let described = committed(client.admin().describe_group(GROUP).await.unwrap());
         assert!(described < first && described + 500 > first, "{described} of {first} are committed");

@@ -157,7 +157,7 @@ impl Output {
     /// Closes the batch that takes records, which then ends at `end`; with none there is nothing to do.
     fn close(&mut self, end: Offset, codec: &dyn Codec) -> Result<(), CompactError> {
         let Some(open) = self.open.take() else { return Ok(()) };
-        self.seal(open, end, codec)
+        self.seal(&open, end, codec)
     }
 
     /// A batch without records up to `end`, or as far as one can span.
@@ -171,11 +171,11 @@ impl Output {
             max_timestamp_ms: 0,
             tag_bloom: 0,
         };
-        self.seal(nothing, end, codec)
+        self.seal(&nothing, end, codec)
     }
 
     /// A batch from the last closed one up to `end`.
-    fn seal(&mut self, open: Open, end: Offset, codec: &dyn Codec) -> Result<(), CompactError> {
+    fn seal(&mut self, open: &Open, end: Offset, codec: &dyn Codec) -> Result<(), CompactError> {
         let base = self.closed_end;
         let bad = |why: String| CompactError::Body { offset: base, why };
         let span = end.get() - base.get() - 1;

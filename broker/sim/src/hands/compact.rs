@@ -124,13 +124,11 @@ impl Hands {
     ) {
         let path = format!("topics/{}/{}", segment::folder_name(segment.tp), segment::file_name(segment));
         let Some(job) = &mut self.compacting else { return };
-        let file = match job.output {
-            Some(file) => file,
-            None => {
-                assert!(tools.disk.open(&path).is_none(), "{path} was left by an earlier start");
-                *job.output.insert(tools.disk.create(&path, Some(Class::Segment)))
-            }
-        };
+        let file = job.output.unwrap_or_else(|| {
+            assert!(tools.disk.open(&path).is_none(), "{path} was left by an earlier start");
+            tools.disk.create(&path, Some(Class::Segment))
+        });
+        job.output = Some(file);
         let size = file_position + bytes.len() as u64;
         if tools.disk.allocate_leaving(file, size, MARGIN_BYTES).is_err() {
             return self.end_compaction(false, tools);

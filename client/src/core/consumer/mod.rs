@@ -86,6 +86,7 @@ type Out = Vec<Effect<ConsumerEvent>>;
 
 /// The state of a consumer.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a state of its own")]
 pub struct Consumer {
     config: ConsumerConfig,
     random: Random,

@@ -2,7 +2,7 @@
 
 use super::entry::*;
 use super::*;
-use crate::journal::{ExtentEntry, SegmentId, SegmentUse};
+use crate::journal::{CompactedEntry, ExtentEntry, SegmentId, SegmentUse};
 use corelog_wire::batch::{
     BatchFields, BatchLimits, CheckedBatch, HEADER_BYTES, STAMP_BYTES, Stamp, seal_body,
 };
@@ -30,6 +30,13 @@ const GOLDEN_DIRECT: &str = concat!(
     "2900000000000000c869e5cf8b01000005000000b61cd59d7000000001000000",
     "02000000010000007b68e5cf8b0100007b68e5cf8b010000ffffffffffffffff",
     "ffff0000ffffffff000000000000000010000000f70370b24af37a9600000000",
+);
+
+/// The entry of [`compacted`], computed by another program.
+const GOLDEN_COMPACTED: &str = concat!(
+    "0700000058000000101112131415161718191a1b1c1d1e1f0300000001000080",
+    "0a00000000000000290000000000000008100000000000000030000000000000",
+    "7b68e5cf8b010000c869e5cf8b0100002900000000000000",
 );
 
 fn tp() -> TopicPartition {
@@ -138,6 +145,43 @@ fn golden_bytes_of_a_direct_batch() {
     assert_eq!(stored[..HEADER_BYTES], golden[DIRECT_BATCH..]);
     assert!(CheckedBatch::check_stored(stored, tp(), corelog_wire::batch::BodyCheck::Verify).is_ok());
     assert!(file[112..].iter().all(|&byte| byte == 0), "recycled memory shows through");
+}
+
+fn compacted() -> CompactedEntry {
+    CompactedEntry {
+        segment: SegmentId { tp: tp(), base: Offset::new(10), segment_use: SegmentUse(0x8000_0001) },
+        end: Offset::new(41),
+        bytes: 4104,
+        file_end: 12_288,
+        max_timestamp_ms: 1_700_000_000_123,
+        last_append_ms: 1_700_000_000_456,
+        clean_end: Offset::new(41),
+    }
+}
+
+#[test]
+fn golden_bytes_of_a_compacted_segment() {
+    let packed = pack(&mut Packer::new(Session(9), 0), &commit(0, 9, 0, vec![Entry::Compacted(compacted())]));
+    let golden = unhex(GOLDEN_COMPACTED);
+    assert_eq!(packed[HEADER..HEADER + golden.len()], golden);
+    assert_eq!(views(&packed).unwrap(), [EntryView::Compacted(compacted())]);
+}
+
+#[test]
+fn a_compacted_segment_that_cannot_be_is_refused() {
+    for broken in [
+        CompactedEntry { end: Offset::new(10), ..compacted() },
+        CompactedEntry { bytes: 0, ..compacted() },
+        CompactedEntry { bytes: 4100, ..compacted() },
+        CompactedEntry { bytes: 8200, ..compacted() },
+        CompactedEntry { file_end: 12_280, ..compacted() },
+        CompactedEntry { file_end: 0, ..compacted() },
+        CompactedEntry { file_end: u64::MAX - 4095, ..compacted() },
+    ] {
+        let read =
+            views(&pack(&mut Packer::new(Session(1), 0), &commit(0, 1, 0, vec![Entry::Compacted(broken)])));
+        assert!(matches!(read, Err(LayoutError::Entry { .. })), "{broken:?}: {read:?}");
+    }
 }
 
 #[test]
