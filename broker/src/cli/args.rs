@@ -42,6 +42,8 @@ pub(super) enum Command {
     Produce(ProduceArgs),
     /// Read records of a topic to standard output.
     Consume(ConsumeArgs),
+    /// Show a broker's rates, latencies, topics and groups, second by second.
+    Top(TopArgs),
     /// Examine this machine: what would slow a broker down or keep it from starting, and how to mend it.
     Doctor(DoctorArgs),
     /// Print the completion script of a shell.
@@ -86,6 +88,20 @@ pub struct DoctorArgs {
     /// The directory whose disk is examined [default: that of `corelog dev`].
     #[arg(long, value_name = "DIRECTORY")]
     pub data_dir: Option<PathBuf>,
+}
+
+/// Arguments of `corelog top`.
+#[derive(Debug, Args)]
+pub(super) struct TopArgs {
+    /// Where the broker's metrics are, host:port.
+    #[arg(long, env = "CORELOG_ADMIN", default_value = "127.0.0.1:9644", value_name = "ADDRESS")]
+    pub(super) admin: String,
+    /// Time between two looks, as 1s.
+    #[arg(long, default_value = "1s", value_name = "TIME", value_parser = parse_duration)]
+    pub(super) interval: Duration,
+    /// Print one look and end, as when standard output is no terminal.
+    #[arg(long)]
+    pub(super) once: bool,
 }
 
 /// How to reach the broker.

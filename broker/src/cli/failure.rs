@@ -14,6 +14,8 @@ pub(super) enum Failure {
     Client(Error),
     /// This machine: a file that cannot be read, an output that cannot be written.
     Fault(String),
+    /// What should answer does not.
+    Unreachable(String),
     /// The arguments make no sense together, or name what is not there.
     Usage(String),
     /// The reader of standard output has gone away: it has what it wanted.
@@ -46,6 +48,7 @@ impl Failure {
             Self::Done => 0,
             Self::Fault(_) => 1,
             Self::Usage(_) => 2,
+            Self::Unreachable(_) => 4,
             Self::Interrupted => 130,
             Self::Client(error) => match error.kind() {
                 ErrorKind::Refused => 3,
@@ -57,11 +60,12 @@ impl Failure {
     }
 
     /// The error's short name, its text, and what to do next.
-    fn words(&self) -> Option<(&'static str, String, &'static str)> {
+    pub(super) fn words(&self) -> Option<(&'static str, String, &'static str)> {
         match self {
             Self::Done | Self::Interrupted => None,
             Self::Fault(text) => Some(("FAULT", text.clone(), "")),
             Self::Usage(text) => Some(("USAGE", text.clone(), "")),
+            Self::Unreachable(text) => Some((kind_name(ErrorKind::Unreachable), text.clone(), "")),
             Self::Client(error) => {
                 let name =
                     error.code().map_or_else(|| kind_name(error.kind()), corelog_client::ErrorCode::name);

@@ -14,6 +14,7 @@ mod input;
 mod produce;
 mod progress;
 mod table;
+mod top;
 mod topic;
 
 use std::ffi::OsString;
@@ -56,6 +57,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, server: &Server) -> ExitCod
             clap_complete::generate(shell, &mut Cli::command(), "corelog", &mut script);
             ended(output, print(&script))
         }
+        Command::Top(args) => client_command(output, top::run(args, output)),
         Command::Topic(args) => client_command(output, topic::run(args, output)),
         Command::Group(args) => client_command(output, group::run(args, output)),
         Command::Produce(args) => client_command(output, produce::run(args, output)),

@@ -182,3 +182,30 @@ fn a_broker_whose_words_nobody_reads_goes_on() {
         .unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn top_shows_a_broker_at_a_glance() {
+    let folder = data_folder();
+    let broker = Broker::dev(&path(&folder, "data"), 0, 2);
+    broker.succeed(&["topic", "create", "orders", "--partitions", "3"], b"");
+    broker.succeed(&["produce", "orders"], b"one\ntwo\nthree\n");
+    broker.succeed(&["consume", "orders", "--group", "billing", "--count", "1"], b"");
+    let top = |more: &[&str]| {
+        let args = [&["top", "--admin", &broker.admin, "--interval", "50ms"], more].concat();
+        String::from_utf8(broker.succeed(&args, b"")).unwrap()
+    };
+    // The lag of a group is looked at now and then.
+    until("the group is shown", || top(&["--once"]).contains("billing"));
+    let shown = top(&[]);
+    assert!(shown.starts_with("broker 1 of dev") && shown.contains("produce p99"), "{shown}");
+    let orders = shown.lines().find(|line| line.starts_with("orders")).unwrap();
+    assert_eq!(orders.split_whitespace().nth(1), Some("3"), "{shown}");
+    let json: serde_json::Value = serde_json::from_str(&top(&["--output", "json"])).unwrap();
+    assert_eq!(json["shards"].as_array().unwrap().len(), 2);
+    assert_eq!(json["groups"][0]["lag_records"], 2.0);
+    let nobody = broker.run(&["top", "--admin", "127.0.0.1:1", "--once"], b"");
+    assert_eq!(nobody.status.code(), Some(4), "{nobody:?}");
+    let other = broker.run(&["top", "--admin", &broker.address, "--once"], b"");
+    assert_eq!(other.status.code(), Some(4), "no metrics there: {other:?}");
+    assert_eq!(broker.interrupt(), Some(0));
+}
