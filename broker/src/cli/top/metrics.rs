@@ -114,9 +114,11 @@ mod tests {
         let sample = Sample::parse(
             "# TYPE a counter\na_total{shard=\"0\"} 3\na_total{shard=\"1\",kind=\"x\\\"y\"} 4.5\nplain 7 1700\nbroken{\nx{a=\"b} 1\nnan NaN\n",
         );
-        assert_eq!(sample.sum("a_total", &[]), 7.5);
-        assert_eq!(sample.sum("a_total", &[("kind", "x\"y")]), 4.5);
-        assert_eq!(sample.sum("plain", &[]), 7.0);
+        let sum = |name, with: &[(&str, &str)]| sample.sum(name, with).to_string();
+        assert_eq!(sum("a_total", &[]), "7.5");
+        assert_eq!(sum("a_total", &[("kind", "x\"y")]), "4.5");
+        assert_eq!(sum("plain", &[]), "7");
+        assert_eq!(sum("none", &[]), "0");
         assert_eq!(sample.values("a_total", "shard"), ["0", "1"]);
         assert!(sample.all("broken").is_empty() && sample.all("x").is_empty());
     }

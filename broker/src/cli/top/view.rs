@@ -20,6 +20,7 @@ pub(super) struct View {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "as in the JSON of the other commands")]
 pub(super) struct Shard {
     shard: String,
     partitions: f64,
@@ -38,6 +39,7 @@ pub(super) struct Shard {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "as in the JSON of the other commands")]
 pub(super) struct Topic {
     topic: String,
     partitions: f64,
@@ -49,6 +51,7 @@ pub(super) struct Topic {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "as in the JSON of the other commands")]
 pub(super) struct Group {
     group: String,
     topic: String,
