@@ -186,6 +186,9 @@ impl Consumer {
     /// partition what is done without a gap is committed, as often as [`crate::CommitMode::After`] says; a partition that goes to another
     /// member goes when what was taken of it is done. Records without a key have no order.
     ///
+    /// When nothing gets done for [`processing_max`](crate::ConsumerBuilder::processing_max), the partitions go to others, and
+    /// what is at work counts for nothing.
+    ///
     /// All of it runs in the caller's task: spawn within `process` to use more than one processor. After it has returned
     /// the consumer can be closed, and nothing else.
     ///

@@ -333,8 +333,9 @@ impl Consumer {
     }
 
     pub(crate) fn done_with(&self, share: &Share, offset: u64) {
-        self.inner.shared.lock().machine.done_with(share, offset);
-        self.inner.shared.bell.notify_one();
+        let shared = &self.inner.shared;
+        shared.lock().machine.done_with((shared.now)(), share, offset);
+        shared.bell.notify_one();
     }
 
     /// Gives nothing of a partition until [`Consumer::resume`].

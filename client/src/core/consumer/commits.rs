@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use corelog_wire::error::ErrorCode;
-use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
+use corelog_wire::ids::{LeaderEpoch, Offset, TopicId, TopicPartition};
 use corelog_wire::message::{OffsetCommitAnswer, OffsetCommitRequest, OffsetRow, Request};
 
 use super::{CommitMode, Consumer, ConsumerEvent, Out, Phase, Share, Stage, outgoing};
@@ -121,6 +121,23 @@ impl Consumer {
         Ok(self.commit_places(wanted))
     }
 
+    /// What a tag filter leaves out is done with where the user has nothing and nothing waits for him.
+    pub(super) fn pass_over(&mut self, topic: TopicId) {
+        let Some(reader) = self.readers.get(&topic) else { return };
+        let all = TopicPartition::new(topic, 0)..=TopicPartition::new(topic, u32::MAX);
+        for (tp, part) in self.parts.range_mut(all) {
+            if part.is_with_user() || self.early.iter().any(|(early, _)| early == tp) {
+                continue;
+            }
+            let done = part.done.as_ref().map(|done| done.offset).or(part.committed);
+            if let Some(position) = reader.machine.position(tp.partition)
+                && done.is_none_or(|done| done < position)
+            {
+                (part.given, part.done) = (Some(Progress::at(position)), Some(Progress::at(position)));
+            }
+        }
+    }
+
     /// From now on, [`Consumer::done_with`] says how far the user is.
     ///
     /// # Errors
@@ -135,13 +152,14 @@ impl Consumer {
 
     /// Of a partition everything that was given is done with up to an offset. Nothing changes for one that is not here any
     /// more.
-    pub fn done_with(&mut self, share: &Share, offset: u64) {
+    pub fn done_with(&mut self, now: Instant, share: &Share, offset: u64) {
         let part = self.place_of(share).ok().and_then(|tp| self.parts.get_mut(&tp));
         if let Some(part) = part
             && let Some(given) = part.given.as_ref().filter(|given| offset <= given.offset)
             && part.done.as_ref().is_none_or(|done| done.offset < offset)
         {
             part.done = Some(Progress { offset, ..given.clone() });
+            self.taken_at = Some(now);
         }
     }
 

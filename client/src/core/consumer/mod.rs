@@ -230,23 +230,6 @@ impl Consumer {
         }
     }
 
-    /// What a tag filter leaves out is done with where the user has nothing and nothing waits for him.
-    fn pass_over(&mut self, topic: TopicId) {
-        let Some(reader) = self.readers.get(&topic) else { return };
-        let all = TopicPartition::new(topic, 0)..=TopicPartition::new(topic, u32::MAX);
-        for (tp, part) in self.parts.range_mut(all) {
-            if part.is_with_user() || self.early.iter().any(|(early, _)| early == tp) {
-                continue;
-            }
-            let done = part.done.as_ref().map(|done| done.offset).or(part.committed);
-            if let Some(position) = reader.machine.position(tp.partition)
-                && done.is_none_or(|done| done < position)
-            {
-                (part.given, part.done) = (Some(Progress::at(position)), Some(Progress::at(position)));
-            }
-        }
-    }
-
     /// What there is next, from each topic and partition in turn; none if there is nothing now. [`Input::Tick`] makes it
     /// go on.
     pub fn take(&mut self, now: Instant) -> Option<Result<Taken, Error>> {
@@ -259,7 +242,10 @@ impl Consumer {
     }
 
     fn take_next(&mut self, now: Instant) -> Option<Result<Taken, Error>> {
-        self.taken_at = Some(now);
+        // Who says himself how far he is gets on by that, not by taking more.
+        if !self.by_record || !self.is_with_user() {
+            self.taken_at = Some(now);
+        }
         self.resting = false;
         self.came_back();
         if let Some(complaint) = self.complaint.take() {
@@ -522,10 +508,14 @@ impl Consumer {
 
     /// Until when the user has to come back.
     fn processing_deadline(&self) -> Option<Instant> {
-        let late = !self.waits
-            && (self.parts.values().any(Part::is_with_user) || !self.told.is_empty() || self.is_ready());
+        let takes = !self.waits && (self.is_with_user() || !self.told.is_empty() || self.is_ready());
+        let late = takes || self.by_record && self.is_with_user();
         let taken_at = self.taken_at.filter(|_| late && !self.resting && self.phase == Phase::Open)?;
         Some(taken_at + self.config.processing_max)
+    }
+
+    fn is_with_user(&self) -> bool {
+        self.parts.values().any(Part::is_with_user)
     }
 
     /// A user who was away for too long holds up the group no longer.

@@ -250,9 +250,9 @@ fn a_user_who_says_how_far_he_is_keeps_a_partition_until_he_is_through() {
     assert_eq!((rig.take_records(), rig.take_records()), ((0, 0, 3), (1, 0, 3)));
     assert!(rig.take().is_none() && rig.commit_rows().is_none(), "taking again says nothing");
     let share = Share { topic: "t".into(), partition: 1 };
-    rig.consumer.done_with(&share, 2);
-    rig.consumer.done_with(&share, 1);
-    rig.consumer.done_with(&share, 9);
+    rig.consumer.done_with(rig.now, &share, 2);
+    rig.consumer.done_with(rig.now, &share, 1);
+    rig.consumer.done_with(rig.now, &share, 9);
     rig.after(pause);
     assert_eq!(rig.commit(), [(1, 2)], "not back, and not beyond what was given");
     rig.grant(1, &[0, 1]);
@@ -261,7 +261,7 @@ fn a_user_who_says_how_far_he_is_keeps_a_partition_until_he_is_through() {
     assert!(matches!(rig.take(), Some(Taken::Revoked(_))));
     assert!(rig.take().is_none());
     assert_eq!(owned(&rig.heartbeat().1), [0, 1], "one record is at work");
-    rig.consumer.done_with(&share, 3);
+    rig.consumer.done_with(rig.now, &share, 3);
     assert!(rig.take().is_none());
     assert_eq!(rig.commit(), [(1, 3)]);
     assert_eq!(owned(&rig.heartbeat().1), [0]);
@@ -343,6 +343,34 @@ fn a_user_who_is_away_for_too_long_holds_up_nobody() {
     // Waiting for records is not being away.
     rig.after(Duration::from_mins(1));
     assert!(rig.consumer.shares().next().is_none());
+}
+
+#[test]
+fn a_user_with_a_record_that_never_ends_holds_up_nobody_however_often_he_takes() {
+    let impatient = ConsumerConfig { processing_max: Duration::from_secs(2), ..config() };
+    let mut rig = Rig::new(impatient);
+    rig.consumer.by_record().unwrap();
+    rig.grant(1, &[0]);
+    assert!(matches!(rig.take(), Some(Taken::Assigned(_))));
+    rig.tell_offsets(&[(0, 0)]);
+    rig.tell_topic(1);
+    rig.bring(0..3);
+    assert_eq!(rig.take_records(), (0, 0, 3));
+    let share = Share { topic: "t".into(), partition: 0 };
+    for done in [1, 2] {
+        rig.grant(1, &[0]);
+        rig.after(Duration::from_millis(1_500));
+        assert!(rig.take().is_none());
+        rig.consumer.done_with(rig.now, &share, done);
+    }
+    rig.grant(1, &[0]);
+    rig.after(Duration::from_millis(1_500));
+    assert!(rig.take().is_none());
+    rig.grant(1, &[0]);
+    rig.after(Duration::from_millis(500));
+    let leaves = std::iter::from_fn(|| rig.asked(Kind::GroupHeartbeat)).last().unwrap();
+    let Request::GroupHeartbeat(leaves) = leaves.request else { panic!("not a heartbeat") };
+    assert_eq!(leaves.leave, Leave::Yes);
 }
 
 #[test]
