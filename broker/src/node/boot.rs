@@ -236,7 +236,7 @@ async fn serve(
     let control = tokio::spawn(control.run(requests, control_stopped));
     let groups = GroupStore::new(kept, keys, identity);
     let meter = LagMeter { views, shards: links };
-    let groups = Groups::new(groups, group_settings(), known_topics, meter).await?;
+    let groups = Groups::new(groups, group_settings(config), known_topics, meter).await?;
     let (stop_groups, groups_stopped) = oneshot::channel();
     let groups = tokio::spawn(groups.run(group_requests, groups_stopped));
     accept(&mut sides, port)?;
@@ -480,10 +480,10 @@ fn shard_config(config: &Config, shards: u16, disk_bytes_max: u64) -> ShardConfi
     }
 }
 
-fn group_settings() -> CoordinatorSettings {
+fn group_settings(config: &Config) -> CoordinatorSettings {
     CoordinatorSettings {
         offset_interval: limits::OFFSET_INTERVAL,
-        offsets_retention: limits::OFFSETS_RETENTION,
+        offsets_retention: config.offsets_retention,
     }
 }
 

@@ -13,6 +13,7 @@ mod sections;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use corelog_core::limits;
 use corelog_core::meta::keys::Keys;
@@ -37,6 +38,8 @@ const ADMIN_PORT: u16 = 9_644;
 const DEV_DISK_BYTES_MAX: u64 = 10 << 30;
 const DEV_SHARD_MEMORY_BYTES: u64 = 256 << 20;
 const SEGMENT_POOL_BYTES: u64 = 1 << 30;
+/// A shorter time would take offsets from a group whose members are only started again.
+const OFFSETS_RETENTION_MIN: Duration = Duration::from_mins(1);
 const DISK_SHARE_PERCENT: u64 = 80;
 /// A broker's buffers and caches take this share of the machine's memory unless told otherwise.
 const MEMORY_SHARE_PERCENT: u64 = 50;
@@ -134,6 +137,8 @@ pub struct Config {
     pub memory_bytes_max: u64,
     /// Where metadata lives.
     pub metadata: MetadataStore,
+    /// How long a group without members keeps its offsets.
+    pub offsets_retention: Duration,
     /// Settings of topics that choose none.
     pub topic_defaults: TopicOverrides,
     /// Whether producing to an unknown topic makes it. Only in `dev`.
@@ -215,6 +220,7 @@ impl Config {
             segment_pool_bytes: SEGMENT_POOL_BYTES,
             memory_bytes_max: host.memory_bytes / 100 * MEMORY_SHARE_PERCENT,
             metadata: MetadataStore::Embedded,
+            offsets_retention: limits::OFFSETS_RETENTION,
             topic_defaults: TopicOverrides::default(),
             auto_create: false,
             ineffective: Vec::new(),
@@ -246,6 +252,7 @@ impl Config {
             segment_pool_bytes: 0,
             memory_bytes_max: DEV_SHARD_MEMORY_BYTES.saturating_mul(u64::from(shards)),
             metadata: MetadataStore::Embedded,
+            offsets_retention: limits::OFFSETS_RETENTION,
             topic_defaults: TopicOverrides::default(),
             auto_create: true,
             ineffective: Vec::new(),
@@ -255,7 +262,7 @@ impl Config {
 
     /// What was said, over what holds otherwise.
     fn with(self, sections: Sections) -> Result<Self, ConfigError> {
-        let Sections { broker, listen, storage, memory, metadata, topic_defaults } = sections;
+        let Sections { broker, listen, storage, memory, metadata, groups, topic_defaults } = sections;
         if metadata.store.as_deref() == Some("etcd") {
             return Err(value("metadata.store", "etcd", "not served yet in this version; use \"embedded\""));
         }
@@ -286,6 +293,7 @@ impl Config {
             journal_bytes: storage.journal_bytes.map_or(self.journal_bytes, |size| size.0),
             segment_pool_bytes: storage.segment_pool_bytes.map_or(self.segment_pool_bytes, |size| size.0),
             memory_bytes_max: memory.bytes_max.map_or(self.memory_bytes_max, |size| size.0),
+            offsets_retention: groups.offsets_retention.map_or(self.offsets_retention, |time| time.0),
             topic_defaults,
             ineffective,
             ..self
@@ -326,6 +334,10 @@ impl Config {
     }
 
     fn check_sizes(&self) -> Result<(), ConfigError> {
+        if self.offsets_retention < OFFSETS_RETENTION_MIN {
+            let given = format!("{} ms", self.offsets_retention.as_millis());
+            return Err(value("groups.offsets_retention", &given, "a time of at least 1m"));
+        }
         let shards = u64::from(self.shards);
         if !(limits::JOURNAL_BYTES_MIN..=JOURNAL_BYTES_MAX).contains(&self.journal_bytes)
             || !self.journal_bytes.is_multiple_of(limits::MIB)

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
-use corelog_core::topic::quantity::parse_bytes;
+use corelog_core::topic::quantity::{parse_bytes, parse_millis};
 use corelog_core::topic::{ConfigError, ConfigKey, ConfigValue};
 use serde::de::{Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -18,13 +19,14 @@ pub(super) struct Sections {
     pub(super) storage: Storage,
     pub(super) memory: Memory,
     pub(super) metadata: Metadata,
+    pub(super) groups: Groups,
     pub(super) topic_defaults: TopicDefaults,
 }
 
 impl Sections {
     /// The sections' names, as in variables of the environment.
-    pub(super) const NAMES: [&'static str; 6] =
-        ["broker", "listen", "storage", "memory", "metadata", "topic_defaults"];
+    pub(super) const NAMES: [&'static str; 7] =
+        ["broker", "listen", "storage", "memory", "metadata", "groups", "topic_defaults"];
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,6 +68,12 @@ pub(super) struct Metadata {
     pub(super) endpoints: Option<Vec<String>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Groups {
+    pub(super) offsets_retention: Option<Time>,
+}
+
 /// Topic settings, each known and legal alone.
 #[derive(Debug, Default)]
 pub(super) struct TopicDefaults(BTreeMap<ConfigKey, ConfigValue>);
@@ -79,6 +87,10 @@ impl TopicDefaults {
 /// A number of bytes: `"64MiB"` or a plain number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size(pub(super) u64);
+
+/// A time: `"7d"`, or a plain number of milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Time(pub(super) Duration);
 
 /// A number of bytes, or a share such as `"80%"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +149,14 @@ where
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         scalar(deserializer, "a size such as \"64MiB\"", |text| parse_bytes(text).map(Self))
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(deserializer, "a time such as \"7d\"", |text| {
+            parse_millis(text).map(|millis| Self(Duration::from_millis(millis)))
+        })
     }
 }
 

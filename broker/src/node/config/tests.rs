@@ -71,6 +71,8 @@ bytes_max = "4GiB"
 [metadata]
 store = "embedded"
 endpoints = []
+[groups]
+offsets_retention = "30d"
 [topic_defaults]
 retention_ms = "1d"
 full_policy = "drop-oldest"
@@ -87,6 +89,7 @@ segment_bytes = 67108864
     assert_eq!(config.disk_bytes_max, DiskBudget::Bytes(500 << 30));
     assert_eq!((config.journal_bytes, config.segment_pool_bytes), (1 << 30, 1 << 30));
     assert_eq!(config.memory_bytes_max, 4 << 30);
+    assert_eq!(config.offsets_retention, std::time::Duration::from_hours(30 * 24));
     let defaults: Vec<_> = config.topic_defaults.iter().collect();
     assert_eq!(
         defaults,
@@ -186,6 +189,8 @@ fn absurd_overrides_are_named_by_where_they_came_from() {
         ("storage.journal_bytes=lots", "--set storage.journal_bytes=lots: \"lots\": expected a size"),
         ("nothing.at=all", "--set nothing.at=all: unknown field `nothing`"),
         ("broker.shards=many", "--set broker.shards=many: invalid type: string \"many\", expected u16"),
+        ("groups.offsets_retention=soon", "expected a "),
+        ("groups.offsets_retention=5s", "a time of at least 1m"),
         ("topic_defaults.full_policy=protect-unread", "does not take \"protect-unread\" yet"),
     ] {
         let error = file(DATA_DIR, &[set], &host()).unwrap_err().to_string();
