@@ -26,6 +26,7 @@ old_producer_epoch_appends
 recovery_cuts_at_first_bad
 recovery_takes_stale_commits
 refused_what_may_land
+retention_takes_what_is_unread
 ring_ignores_older_slot
 session_before_flush
 settings_decide_parked_acks

@@ -116,6 +116,8 @@ pub const PRODUCER_EXPIRY_MS: i64 = 24 * 3_600_000;
 
 /// Consumer groups of one coordinator. Beyond this, those who ask for another are told to try again.
 pub const GROUPS_MAX: usize = 100_000;
+/// Groups that one topic may protect from retention.
+pub const PROTECTED_GROUPS_MAX: usize = 16;
 /// Members of one consumer group; the surplus over its partitions is idle.
 pub const GROUP_MEMBERS_MAX: usize = 1_000;
 /// About what is kept of a consumer group's members and of who has which partition: some 15,000 partitions.

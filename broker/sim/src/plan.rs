@@ -7,6 +7,7 @@
 use crate::disk::Weather;
 use crate::rng::Rng;
 use crate::world::{MICROS, MILLIS, SECONDS};
+use corelog_core::group::GroupName;
 use corelog_core::limits::{GROWTH_STEP_BYTES, KIB, MIB};
 use corelog_core::shard::ShardConfig;
 use corelog_core::topic::{Durability, FullPolicy, TopicConfig, TopicOverrides};
@@ -259,6 +260,10 @@ fn draw_topic(rng: &mut Rng, tiny: bool, ring_bytes: u64) -> TopicPlan {
     config.retention_ms = rng.pick(&[None, Some(5_000), Some(20_000), Some(7 * 86_400_000)]);
     config.retention_bytes = rng.pick(&[None, None, Some(256 * KIB), Some(2 * MIB)]);
     config.durability = if rng.percent(15) { Durability::Memory } else { Durability::Disk };
-    config.full_policy = rng.pick(&[FullPolicy::BlockProducer, FullPolicy::DropOldest]);
+    config.full_policy =
+        rng.pick(&[FullPolicy::BlockProducer, FullPolicy::DropOldest, FullPolicy::ProtectUnread]);
+    if config.full_policy == FullPolicy::ProtectUnread {
+        config.protect_groups = GroupName::new("readers").into_iter().collect();
+    }
     TopicPlan { partitions: rng.between(1, 3) as u32, config }
 }

@@ -9,7 +9,7 @@ use super::command::{COMMANDS_MAX, Command, ShardLink, ShardReport};
 use super::config::Config;
 use super::control::{Control, Shown};
 use super::descriptors;
-use super::groups::{Groups, LagMeter};
+use super::groups::{Groups, LagMeter, Protecting};
 use super::layout::{DataFolder, LayoutError};
 use super::operators::Operators;
 use super::pump::Pump;
@@ -205,6 +205,7 @@ async fn serve(
     let address = port.address();
     let (view, views) = watch::channel(Arc::new(View::default()));
     let (topics, known_topics) = watch::channel(Arc::new(Topics::new()));
+    let (protecting, known_protecting) = watch::channel(Arc::new(Protecting::new()));
     let (control, requests) = mpsc::channel(CONTROL_REQUESTS_MAX);
     let (groups, group_requests) = mpsc::channel(GROUP_REQUESTS_MAX);
     let doors = Doors { control, groups };
@@ -227,7 +228,7 @@ async fn serve(
     let advertised = config.advertised.clone().unwrap_or_else(|| address.to_string());
     let links: Vec<ShardLink> = sides.iter().map(|side| side.commands.clone()).collect();
     let auto_create = config.auto_create;
-    let shown = Shown { view, topics };
+    let shown = Shown { view, topics, protecting };
     let control =
         Control::new(plane, store.clone(), links.clone(), advertised, config.broker, auto_create, shown);
     let mut control = control.await?;
@@ -236,7 +237,7 @@ async fn serve(
     let control = tokio::spawn(control.run(requests, control_stopped));
     let groups = GroupStore::new(kept, keys, identity);
     let meter = LagMeter { views, shards: links };
-    let groups = Groups::new(groups, group_settings(config), known_topics, meter).await?;
+    let groups = Groups::new(groups, group_settings(config), known_topics, known_protecting, meter).await?;
     let (stop_groups, groups_stopped) = oneshot::channel();
     let groups = tokio::spawn(groups.run(group_requests, groups_stopped));
     accept(&mut sides, port)?;

@@ -8,6 +8,7 @@
 //! how a shard works.
 
 use super::command::{Command, ShardLink};
+use super::groups::Protecting;
 use crate::meta::control::{ControlError, ControlPlane, Leadership};
 use crate::meta::{EmbeddedStore, StoreError};
 use crate::net::{ControlRequest, View, listing_bytes};
@@ -60,6 +61,8 @@ pub struct Shown {
     pub view: watch::Sender<Arc<View>>,
     /// Which topics there are, for consumer groups.
     pub topics: watch::Sender<Arc<Topics>>,
+    /// Which topics protect groups from retention.
+    pub protecting: watch::Sender<Arc<Protecting>>,
 }
 
 impl Control {
@@ -469,6 +472,11 @@ impl Control {
         let topics =
             image.topics().map(|(name, topic)| (name.to_string(), (topic.value.id, topic.value.partitions)));
         self.shown.topics.send_replace(Arc::new(topics.collect()));
+        let protecting = image.topics().filter_map(|(_, topic)| {
+            let groups = self.config_of(topic.value.id).protect_groups;
+            (!groups.is_empty()).then_some((topic.value.id, (topic.value.partitions, groups)))
+        });
+        self.shown.protecting.send_replace(Arc::new(protecting.collect()));
     }
 }
 

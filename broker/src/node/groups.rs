@@ -7,6 +7,7 @@
 //! for the store before it takes the next request. Refuses to know who may have what, and how groups are written.
 
 mod lag;
+mod protect;
 
 use crate::meta::groups::{Claim, GroupStore, GroupStoreError};
 use crate::net::ControlRequest;
@@ -26,6 +27,7 @@ use tokio::task::JoinSet;
 
 pub use lag::LagMeter;
 use lag::Watchman;
+pub use protect::Protecting;
 
 /// How long a group is left alone after the store failed it.
 const STORE_RETRY: Duration = Duration::from_millis(100);
@@ -47,6 +49,7 @@ pub struct Groups {
     /// Reads and changes of the store that are under way.
     work: JoinSet<Done>,
     topics: watch::Receiver<Arc<Topics>>,
+    protecting: watch::Receiver<Arc<Protecting>>,
     meter: LagMeter,
     watchman: Watchman,
     /// The look at groups that retention may overtake.
@@ -78,6 +81,7 @@ impl Groups {
         store: GroupStore,
         settings: CoordinatorSettings,
         mut topics: watch::Receiver<Arc<Topics>>,
+        protecting: watch::Receiver<Arc<Protecting>>,
         meter: LagMeter,
     ) -> Result<Self, GroupStoreError> {
         let known = Topics::clone(&topics.borrow_and_update());
@@ -89,6 +93,7 @@ impl Groups {
             next_ask: 0,
             work: JoinSet::new(),
             topics,
+            protecting,
             meter,
             watchman: Watchman::default(),
             look: JoinSet::new(),
@@ -133,6 +138,7 @@ impl Groups {
                     self.watchman.seen(seen.unwrap_or_default(), self.coordinator.topics());
                 }
                 _ = looks.tick(), if self.look.is_empty() => {
+                    self.meter.tell_read(&self.protecting.borrow(), &self.coordinator);
                     let readers = self.watchman.next(&self.coordinator);
                     if !readers.is_empty() {
                         self.look.spawn(self.meter.clone().look(readers));

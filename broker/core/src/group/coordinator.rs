@@ -13,7 +13,7 @@ mod desk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use corelog_wire::ids::TopicPartition;
+use corelog_wire::ids::{Offset, TopicPartition};
 
 use super::asks::{Ask, AskId, Change, Committed, GroupEffect, GroupInput, GroupRefusal, GroupReply};
 use super::{GroupName, Membership, Topics};
@@ -76,6 +76,14 @@ impl Coordinator {
     pub fn group(&self, name: &GroupName) -> Option<(&Membership, &BTreeMap<TopicPartition, Committed>)> {
         let group = self.groups.get(name).filter(|group| group.is_stored)?;
         Some((&group.membership, &group.offsets))
+    }
+
+    /// The offset before which each of these groups has read the partition, as far as its commits are stored. A group that has
+    /// committed nothing there has read nothing.
+    #[must_use]
+    pub fn read_up_to(&self, tp: TopicPartition, groups: &[GroupName]) -> Offset {
+        let committed = |group| Some(self.group(group)?.1.get(&tp)?.offset);
+        groups.iter().map(|group| committed(group).unwrap_or(Offset::ZERO)).min().unwrap_or(Offset::ZERO)
     }
 
     /// The topics that exist, by name.

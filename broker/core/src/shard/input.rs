@@ -1,5 +1,6 @@
 //! What a shard is told. One variant per event; the hands make them, the simulator makes them.
 
+use crate::group::GroupName;
 use crate::journal::{CompactedEntry, Position, SegmentId};
 use crate::topic::TopicConfig;
 use corelog_wire::batch::CheckedBatch;
@@ -7,6 +8,7 @@ use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Acks, ListOffsetsRow};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Names a request until its answer; made by the hands, opaque here. Unique among the requests under way.
@@ -32,6 +34,9 @@ pub enum Input {
         /// Its settings from now on.
         config: TopicConfig,
     },
+    /// How far the groups have read that partitions protect from retention. Until a partition is told, and again when it
+    /// protects others, all it has is unread.
+    Read(Vec<ReadUpTo>),
     /// A tombstone says that the topic is gone: remove the partition and all it has.
     Remove {
         /// The partition.
@@ -122,6 +127,17 @@ pub enum Input {
     Tick,
     /// Stop taking requests; everything accepted is to be made durable, then checkpointed.
     Drain,
+}
+
+/// How far groups have read a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadUpTo {
+    /// The partition.
+    pub tp: TopicPartition,
+    /// Which groups; told to a partition that protects others by now, it says nothing.
+    pub groups: Arc<[GroupName]>,
+    /// All of them go on here or further.
+    pub offset: Offset,
 }
 
 /// Why a write to a segment or a checkpoint failed.

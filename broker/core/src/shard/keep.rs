@@ -4,7 +4,7 @@
 //! files go. So no crash brings back what a consumer was told is gone, and none loses what it was not.
 
 use super::partition::Partition;
-use super::{Effects, Note, RequestId, Shard};
+use super::{Effects, Note, ReadUpTo, RequestId, Shard};
 use crate::journal::Entry;
 use crate::limits::{BLOCK, DISK_MARGIN_BYTES, DISK_MARGIN_SHARE, PARTITIONS_MAX, ROWS_MAX};
 use crate::log::{Log, Segment};
@@ -53,6 +53,14 @@ impl Shard {
     pub(super) fn configure(&mut self, tp: TopicPartition, config: TopicConfig) {
         if let Some(partition) = self.partitions.get_mut(&tp) {
             partition.configure(config);
+        }
+    }
+
+    pub(super) fn read_up_to(&mut self, rows: Vec<ReadUpTo>) {
+        for ReadUpTo { tp, groups, offset } in rows {
+            if let Some(partition) = self.partitions.get_mut(&tp) {
+                partition.read_up_to(&groups, offset);
+            }
         }
     }
 
@@ -201,7 +209,7 @@ impl Shard {
         staying + on_its_way + bytes + margin <= self.config.disk_bytes_max
     }
 
-    /// Drops the oldest segment of the topic on this shard; false if it has none to drop.
+    /// Drops the oldest segment of the topic on this shard that its policy lets go; false if it has none.
     pub(super) fn drop_oldest(&mut self, tp: TopicPartition, out: &mut Effects) -> bool {
         let oldest = self
             .partitions
@@ -211,7 +219,8 @@ impl Shard {
             .filter_map(|(other, partition)| {
                 let segment =
                     partition.log.segments.iter().find(|segment| segment.end > partition.start_target)?;
-                (segment.proven_end == segment.end && segment.end > segment.base).then_some((
+                let is_whole = segment.proven_end == segment.end && segment.end > segment.base;
+                (is_whole && partition.may_give_way(segment.end)).then_some((
                     segment.last_append_ms,
                     *other,
                     segment.end,
@@ -342,7 +351,10 @@ fn expired(partition: &Partition, now_ms: i64) -> Option<(Offset, &'static str)>
     if let Some(retention_ms) = config.retention_ms {
         let oldest_kept_ms = now_ms.saturating_sub(i64::try_from(retention_ms).unwrap_or(i64::MAX));
         for segment in log.segments.iter().take_while(|segment| segment.last_append_ms < oldest_kept_ms) {
-            if segment.end <= log.durable_end() && segment.end > segment.base {
+            if segment.end <= log.durable_end()
+                && segment.end > segment.base
+                && partition.may_expire(segment.end)
+            {
                 to = Some((segment.end, "retention_ms"));
             }
         }
@@ -352,7 +364,10 @@ fn expired(partition: &Partition, now_ms: i64) -> Option<(Offset, &'static str)>
         let sealed = log.segments.iter().len().saturating_sub(1);
         for segment in log.segments.iter().take(sealed) {
             bytes -= segment.bytes;
-            if bytes < retention_bytes || segment.end > log.durable_end() {
+            if bytes < retention_bytes
+                || segment.end > log.durable_end()
+                || !partition.may_expire(segment.end)
+            {
                 break;
             }
             if to.is_none_or(|(offset, _)| offset < segment.end) {

@@ -27,7 +27,7 @@ pub use effects::{
     CheckpointWrite, Effects, ExtentWrite, LookupPlan, LookupRow, Make, Note, Prewrite, ReadPlan, ReadRow,
     SegmentRead, SegmentSeal, SegmentStart, Slice, Source,
 };
-pub use input::{DiskFailure, Fetch, FetchRow, Input, Produce, ProduceRow, RequestId};
+pub use input::{DiskFailure, Fetch, FetchRow, Input, Produce, ProduceRow, ReadUpTo, RequestId};
 pub use lag::PartitionLag;
 pub use produce::AppendRefusal;
 
@@ -305,6 +305,7 @@ impl Shard {
         match input {
             Input::Lead { tp, epoch, config } => self.lead(tp, epoch, config, out),
             Input::Configure { tp, config } => self.configure(tp, config),
+            Input::Read(rows) => self.read_up_to(rows),
             Input::Remove { tp } => self.remove(tp, out),
             Input::Produce(request) => self.produce(now, request, out),
             Input::Fetch(request) => self.fetch(now, request, out),

@@ -4,9 +4,10 @@
 //! gone; a gone one is skipped, never answered twice.
 
 use super::input::RequestId;
+use crate::group::GroupName;
 use crate::journal::{ExtentEntry, Position};
 use crate::log::Log;
-use crate::topic::{Durability, TopicConfig};
+use crate::topic::{Durability, FullPolicy, TopicConfig};
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use std::collections::{BTreeSet, VecDeque};
 
@@ -48,6 +49,8 @@ pub(super) struct Partition {
     pub shown: Offset,
     /// Where the log start is going; its entry waits for a commit.
     pub start_target: Offset,
+    /// Before this, every protected group has read; zero until the first word of it.
+    pub unread_from: Offset,
     /// A tombstone's entry waits for a commit.
     pub removing: bool,
 }
@@ -66,6 +69,7 @@ impl Partition {
             undestaged: None,
             shown: Offset::ZERO,
             start_target,
+            unread_from: Offset::ZERO,
             removing: false,
         }
     }
@@ -100,7 +104,32 @@ impl Partition {
     /// Takes new settings.
     pub(super) fn configure(&mut self, config: TopicConfig) {
         self.shown = self.high_watermark();
+        if self.config.as_ref().is_none_or(|before| before.protect_groups != config.protect_groups) {
+            self.unread_from = Offset::ZERO;
+        }
         self.config = Some(config);
+    }
+
+    /// Takes how far these groups have read, if they are those that it protects.
+    pub(super) fn read_up_to(&mut self, groups: &[GroupName], offset: Offset) {
+        if self.config.as_ref().is_some_and(|config| *config.protect_groups == *groups) {
+            self.unread_from = offset;
+        }
+    }
+
+    /// Whether retention may take what lies before this offset: nobody protected still has to read it.
+    pub(super) fn may_expire(&self, end: Offset) -> bool {
+        let protects = self.config.as_ref().is_some_and(|config| !config.protect_groups.is_empty());
+        !protects || end <= self.unread_from || cfg!(mutant = "retention_takes_what_is_unread")
+    }
+
+    /// Whether a full disk may take what lies before this offset.
+    pub(super) fn may_give_way(&self, end: Offset) -> bool {
+        match self.config.as_ref().map(|config| config.full_policy) {
+            Some(FullPolicy::DropOldest) => true,
+            Some(FullPolicy::ProtectUnread) => self.may_expire(end),
+            Some(FullPolicy::BlockProducer) | None => false,
+        }
     }
 
     /// Bytes that are in no segment yet.

@@ -387,7 +387,7 @@ impl Shard {
     /// Reserves disk room for a batch, by the topic's policy.
     fn make_room(&mut self, tp: TopicPartition, bytes: u64, out: &mut Effects) -> Result<(), AppendRefusal> {
         let (_, config) = self.leading(tp)?;
-        let may_drop = config.full_policy == FullPolicy::DropOldest;
+        let may_drop = config.full_policy != FullPolicy::BlockProducer;
         if self.is_stuck() {
             // What is dropped leaves room only when its files are gone, and others may take that: one segment a try.
             if may_drop

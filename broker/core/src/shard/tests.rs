@@ -3,6 +3,7 @@
 //! The weather (lost, torn, rotten, slow) belongs to the simulator; here are the rules of the room itself.
 
 use super::*;
+use crate::group::GroupName;
 use crate::journal::{Packer, RING_DATA_START};
 use crate::limits::{BLOCK, MIB};
 use crate::recovery::{Recovered, Recovery, format};
@@ -15,6 +16,7 @@ use corelog_wire::ids::{ProducerEpoch, ProducerId, Sequence, TopicId};
 use corelog_wire::keys::{TagFilter, bloom_of};
 use corelog_wire::message::{Acks, Answer, At, ListOffsetsRow};
 use corelog_wire::records::RecordsBuilder;
+use std::sync::Arc;
 use std::time::Duration;
 
 const TOPIC: TopicId = TopicId::from_bytes([7; 16]);
@@ -248,6 +250,61 @@ fn a_full_budget_blocks_or_drops_the_oldest() {
         assert_eq!(log_start > 0, policy == FullPolicy::DropOldest, "{policy:?}");
         hands.read_all(0);
     }
+}
+
+#[test]
+fn what_protected_groups_have_not_read_stays_at_the_budget_and_past_retention() {
+    let mut hands = Hands::new(ShardConfig { disk_bytes_max: 6 * MIB, ..small() });
+    let readers =
+        |names: &[&str]| names.iter().map(|name| GroupName::new(name).unwrap()).collect::<Arc<[_]>>();
+    let protecting = |groups: &Arc<[GroupName]>| {
+        settings(|config| {
+            config.full_policy = FullPolicy::ProtectUnread;
+            config.protect_groups = Arc::clone(groups);
+            config.segment_bytes = 1 << 20;
+            config.retention_bytes = Some(1 << 20);
+            config.retention_ms = Some(1);
+        })
+    };
+    let both = readers(&["audit", "billing"]);
+    let tell = |hands: &mut Hands, groups: &Arc<[GroupName]>, offset| {
+        let row = ReadUpTo { tp: tp(0), groups: Arc::clone(groups), offset: Offset::new(offset) };
+        hands.step(Input::Read(vec![row]));
+    };
+    let fill = |hands: &mut Hands| {
+        let value = vec![3; 60_000];
+        for _ in 0..300 {
+            let request = hands.produce(0, batch_of(0, -1, -1, 1, &value));
+            if hands.produced(request).unwrap().0 == ErrorCode::DiskFull {
+                hands.pass(Duration::from_mins(1));
+                return hands.shard.describe(tp(0)).unwrap();
+            }
+        }
+        panic!("nothing was refused");
+    };
+    hands.lead(0, protecting(&both));
+
+    // Before the first word of what was read, and when it is of others, all is unread.
+    assert_eq!(fill(&mut hands).log_start, Offset::ZERO);
+    tell(&mut hands, &readers(&["audit"]), 50);
+    assert_eq!(fill(&mut hands).log_start, Offset::ZERO);
+
+    // What was read gives way, and no more than that.
+    tell(&mut hands, &both, 50);
+    let stands = fill(&mut hands);
+    assert!((20..=50).contains(&stands.log_start.get()), "{:?}", stands.log_start);
+
+    // A group that is named now has read nothing yet.
+    let three = readers(&["audit", "billing", "newcomer"]);
+    hands.step(Input::Configure { tp: tp(0), config: protecting(&three) });
+    tell(&mut hands, &both, 80);
+    assert_eq!(fill(&mut hands).log_start, stands.log_start);
+    hands.read_all(0);
+
+    // Nobody protected: retention goes on.
+    hands.step(Input::Configure { tp: tp(0), config: settings(|config| config.retention_ms = Some(1)) });
+    hands.pass(Duration::from_mins(1));
+    assert_eq!(hands.shard.describe(tp(0)).unwrap().log_start, stands.high_watermark);
 }
 
 #[test]

@@ -3,15 +3,17 @@
 //! Layers, later wins: built in, the broker's `[topic_defaults]`, the topic's own overrides. Only the last is stored
 //! with the topic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::quantity::{parse_bytes, parse_millis};
+use crate::group::GroupName;
 use crate::limits::{
-    self, BLOCK, DELETE_RETENTION_MS_DEFAULT, RETENTION_MS_DEFAULT, RETENTION_MS_MAX, SEGMENT_BYTES_DEFAULT,
-    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    self, BLOCK, DELETE_RETENTION_MS_DEFAULT, PROTECTED_GROUPS_MAX, RETENTION_MS_DEFAULT, RETENTION_MS_MAX,
+    SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
 
 /// Built-in bound of one record.
@@ -42,6 +44,8 @@ pub enum FullPolicy {
     BlockProducer,
     /// The oldest segments of the topic go.
     DropOldest,
+    /// The oldest segments go that every group of `protect_groups` has read; if there are none, producers wait.
+    ProtectUnread,
 }
 
 /// What happens to records past their retention.
@@ -86,6 +90,8 @@ pub enum ConfigKey {
     MinCompactionLagMs,
     /// `min_insync_replicas`
     MinInsyncReplicas,
+    /// `protect_groups`
+    ProtectGroups,
     /// `record_bytes_max`
     RecordBytesMax,
     /// `retention_bytes`
@@ -98,7 +104,7 @@ pub enum ConfigKey {
 
 impl ConfigKey {
     /// Every key, in the order of their names.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::BatchBytesMax,
         Self::CleanupPolicy,
         Self::DeleteRetentionMs,
@@ -106,6 +112,7 @@ impl ConfigKey {
         Self::FullPolicy,
         Self::MinCompactionLagMs,
         Self::MinInsyncReplicas,
+        Self::ProtectGroups,
         Self::RecordBytesMax,
         Self::RetentionBytes,
         Self::RetentionMs,
@@ -123,6 +130,7 @@ impl ConfigKey {
             Self::FullPolicy => "full_policy",
             Self::MinCompactionLagMs => "min_compaction_lag_ms",
             Self::MinInsyncReplicas => "min_insync_replicas",
+            Self::ProtectGroups => "protect_groups",
             Self::RecordBytesMax => "record_bytes_max",
             Self::RetentionBytes => "retention_bytes",
             Self::RetentionMs => "retention_ms",
@@ -147,8 +155,9 @@ impl ConfigKey {
             Self::CleanupPolicy => "delete, compact or compact,delete",
             Self::DeleteRetentionMs | Self::MinCompactionLagMs => "a duration up to 100 years",
             Self::Durability => "disk or memory",
-            Self::FullPolicy => "block-producer or drop-oldest",
+            Self::FullPolicy => "block-producer, drop-oldest or protect-unread",
             Self::MinInsyncReplicas => "a number from 1 to 255",
+            Self::ProtectGroups => "up to 16 names of consumer groups, with commas between them, or none",
             Self::RecordBytesMax => "a size from 1B to 8MiB",
             Self::RetentionBytes => "a size of at least 1MiB, or none",
             Self::RetentionMs => "a duration from 1ms to 100 years, or none",
@@ -159,7 +168,7 @@ impl ConfigKey {
     /// Reads a value of this key.
     ///
     /// # Errors
-    /// [`ConfigError::BadValue`], or [`ConfigError::NotYet`] for a value that is planned.
+    /// [`ConfigError::BadValue`].
     pub fn parse(self, value: &str) -> Result<ConfigValue, ConfigError> {
         let text = value.trim();
         let bad = || ConfigError::BadValue { key: self, value: value.to_owned() };
@@ -178,6 +187,7 @@ impl ConfigKey {
             }
             Self::RetentionMs => in_bounds(parse_millis(text).ok(), 1, RETENTION_MS_MAX).ok_or_else(bad),
             Self::MinInsyncReplicas => in_bounds(text.parse().ok(), 1, 255).ok_or_else(bad),
+            Self::ProtectGroups => group_names(text).map(ConfigValue::Groups).ok_or_else(bad),
             Self::Durability => match text {
                 "disk" => Ok(ConfigValue::Durability(Durability::Disk)),
                 "memory" => Ok(ConfigValue::Durability(Durability::Memory)),
@@ -186,7 +196,7 @@ impl ConfigKey {
             Self::FullPolicy => match text {
                 "block-producer" => Ok(ConfigValue::FullPolicy(FullPolicy::BlockProducer)),
                 "drop-oldest" => Ok(ConfigValue::FullPolicy(FullPolicy::DropOldest)),
-                "protect-unread" => Err(ConfigError::NotYet { key: self, value: value.to_owned() }),
+                "protect-unread" => Ok(ConfigValue::FullPolicy(FullPolicy::ProtectUnread)),
                 _ => Err(bad()),
             },
             Self::CleanupPolicy => match text {
@@ -211,12 +221,24 @@ fn means_unlimited(text: &str) -> bool {
     matches!(text, "none" | "unlimited" | "-1")
 }
 
+/// Names with commas between them, in their order and each once; none of them is one that means none.
+fn group_names(text: &str) -> Option<Arc<[GroupName]>> {
+    if means_unlimited(text) {
+        return Some(Arc::new([]));
+    }
+    let names = text
+        .split(',')
+        .map(|name| GroupName::new(name.trim()).ok().filter(|name| !means_unlimited(name.as_str())));
+    let names = names.collect::<Option<BTreeSet<GroupName>>>()?;
+    (names.len() <= PROTECTED_GROUPS_MAX).then(|| names.into_iter().collect())
+}
+
 fn in_bounds(number: Option<u64>, min: u64, max: u64) -> Option<ConfigValue> {
     number.filter(|number| (min..=max).contains(number)).map(ConfigValue::Number)
 }
 
 /// A value that is legal for its key. Prints in the form in which it is stored: plain bytes and milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConfigValue {
     /// Bytes, milliseconds or a count, by the key.
     Number(u64),
@@ -228,17 +250,24 @@ pub enum ConfigValue {
     FullPolicy(FullPolicy),
     /// Of `cleanup_policy`.
     CleanupPolicy(CleanupPolicy),
+    /// Of `protect_groups`, in the order of their names.
+    Groups(Arc<[GroupName]>),
 }
 
 impl fmt::Display for ConfigValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Number(number) => return number.fmt(f),
-            Self::Unlimited => "none",
+            Self::Groups(groups) if !groups.is_empty() => {
+                let names: Vec<&str> = groups.iter().map(GroupName::as_str).collect();
+                return f.write_str(&names.join(","));
+            }
+            Self::Unlimited | Self::Groups(_) => "none",
             Self::Durability(Durability::Disk) => "disk",
             Self::Durability(Durability::Memory) => "memory",
             Self::FullPolicy(FullPolicy::BlockProducer) => "block-producer",
             Self::FullPolicy(FullPolicy::DropOldest) => "drop-oldest",
+            Self::FullPolicy(FullPolicy::ProtectUnread) => "protect-unread",
             Self::CleanupPolicy(CleanupPolicy::Delete) => "delete",
             Self::CleanupPolicy(CleanupPolicy::Compact) => "compact",
             Self::CleanupPolicy(CleanupPolicy::CompactDelete) => "compact,delete",
@@ -270,14 +299,6 @@ pub enum ConfigError {
         /// What was given.
         value: String,
     },
-    /// The value is planned, but this version cannot serve it.
-    #[error("topic setting {key} does not take {value:?} yet; allowed in this version: {}", key.allowed())]
-    NotYet {
-        /// The setting.
-        key: ConfigKey,
-        /// What was given.
-        value: String,
-    },
     /// Two settings that are legal alone do not go together.
     #[error(
         "topic setting {key} ({value}) is too large for {bound} ({bound_value}): lower {key} or raise {bound}"
@@ -294,9 +315,16 @@ pub enum ConfigError {
     },
     /// What keeps the newest record of each key cannot drop the oldest records.
     #[error(
-        "full_policy drop-oldest would drop keys of a topic with cleanup_policy compact: use block-producer, or compact,delete"
+        "full_policy {} would drop keys of a topic with cleanup_policy compact: use block-producer, or compact,delete",
+        ConfigValue::FullPolicy(*.policy)
     )]
-    DropsKeys,
+    DropsKeys {
+        /// The policy that would.
+        policy: FullPolicy,
+    },
+    /// Nobody is named whose unread records are to be protected.
+    #[error("full_policy protect-unread needs the groups that it protects: name them in protect_groups")]
+    ProtectsNobody,
 }
 
 fn known_keys() -> String {
@@ -340,7 +368,7 @@ impl TopicOverrides {
 
     /// Takes all settings of `other`, which win.
     pub fn merge(&mut self, other: &Self) {
-        self.0.extend(other.0.iter());
+        self.0.extend(other.0.iter().map(|(key, value)| (*key, value.clone())));
     }
 
     /// Returns one setting to its default.
@@ -353,8 +381,8 @@ impl TopicOverrides {
     }
 
     /// The chosen settings, in the order of their names.
-    pub fn iter(&self) -> impl Iterator<Item = (ConfigKey, ConfigValue)> + '_ {
-        self.0.iter().map(|(key, value)| (*key, *value))
+    pub fn iter(&self) -> impl Iterator<Item = (ConfigKey, &ConfigValue)> + '_ {
+        self.0.iter().map(|(key, value)| (*key, value))
     }
 
     /// Whether nothing was chosen.
@@ -363,8 +391,8 @@ impl TopicOverrides {
         self.0.is_empty()
     }
 
-    fn get(&self, key: ConfigKey) -> Option<ConfigValue> {
-        self.0.get(&key).copied()
+    fn get(&self, key: ConfigKey) -> Option<&ConfigValue> {
+        self.0.get(&key)
     }
 }
 
@@ -419,6 +447,8 @@ pub struct TopicConfig {
     pub min_insync_replicas: u16,
     /// What gives way at the disk budget.
     pub full_policy: FullPolicy,
+    /// Groups before whose offsets retention stops, in the order of their names.
+    pub protect_groups: Arc<[GroupName]>,
     /// What happens past retention.
     pub cleanup_policy: CleanupPolicy,
     /// How long compaction keeps a tombstone, so that readers see it.
@@ -437,7 +467,7 @@ impl TopicConfig {
         let mut config = Self::layered(topic, broker, replicas);
         config.batch_bytes_max = config.batch_bytes_max.min(config.segment_bytes - SEGMENT_OVERHEAD_BYTES);
         config.record_bytes_max = config.record_bytes_max.min(config.batch_bytes_max - BATCH_OVERHEAD_BYTES);
-        if config.drops_keys() {
+        if config.drops_keys() || config.protects_nobody() {
             config.full_policy = FullPolicy::BlockProducer;
         }
         debug_assert_eq!(config.broken_rule(replicas), config.replicas_rule(replicas));
@@ -447,7 +477,7 @@ impl TopicConfig {
     /// As [`TopicConfig::resolve`], but refuses settings that do not go together. For creating and altering.
     ///
     /// # Errors
-    /// [`ConfigError::TooLargeFor`], [`ConfigError::DropsKeys`].
+    /// [`ConfigError::TooLargeFor`], [`ConfigError::DropsKeys`], [`ConfigError::ProtectsNobody`].
     pub fn check(
         topic: &TopicOverrides,
         broker: &TopicOverrides,
@@ -484,6 +514,7 @@ impl TopicConfig {
             ConfigKey::FullPolicy => ConfigValue::FullPolicy(self.full_policy),
             ConfigKey::MinCompactionLagMs => ConfigValue::Number(self.min_compaction_lag_ms),
             ConfigKey::MinInsyncReplicas => ConfigValue::Number(u64::from(self.min_insync_replicas)),
+            ConfigKey::ProtectGroups => ConfigValue::Groups(Arc::clone(&self.protect_groups)),
             ConfigKey::RecordBytesMax => ConfigValue::Number(self.record_bytes_max),
             ConfigKey::RetentionBytes => bound(self.retention_bytes),
             ConfigKey::RetentionMs => bound(self.retention_ms),
@@ -501,6 +532,7 @@ impl TopicConfig {
             durability: Durability::Disk,
             min_insync_replicas: if replicas >= 3 { 2 } else { 1 },
             full_policy: FullPolicy::BlockProducer,
+            protect_groups: Arc::new([]),
             cleanup_policy: CleanupPolicy::Delete,
             delete_retention_ms: DELETE_RETENTION_MS_DEFAULT,
             min_compaction_lag_ms: 0,
@@ -509,7 +541,11 @@ impl TopicConfig {
 
     /// Whether a full disk would take keys from a topic that keeps them for ever.
     fn drops_keys(&self) -> bool {
-        self.full_policy == FullPolicy::DropOldest && !self.cleanup_policy.deletes()
+        self.full_policy != FullPolicy::BlockProducer && !self.cleanup_policy.deletes()
+    }
+
+    fn protects_nobody(&self) -> bool {
+        self.full_policy == FullPolicy::ProtectUnread && self.protect_groups.is_empty()
     }
 
     fn layered(topic: &TopicOverrides, broker: &TopicOverrides, replicas: u16) -> Self {
@@ -521,23 +557,26 @@ impl TopicConfig {
     }
 
     /// Takes one value. Values of the wrong kind cannot come here: overrides hold what their key parsed.
-    fn put(&mut self, key: ConfigKey, value: ConfigValue) {
+    fn put(&mut self, key: ConfigKey, value: &ConfigValue) {
         match (key, value) {
-            (ConfigKey::RetentionMs, ConfigValue::Number(n)) => self.retention_ms = Some(n),
+            (ConfigKey::RetentionMs, ConfigValue::Number(n)) => self.retention_ms = Some(*n),
             (ConfigKey::RetentionMs, ConfigValue::Unlimited) => self.retention_ms = None,
-            (ConfigKey::RetentionBytes, ConfigValue::Number(n)) => self.retention_bytes = Some(n),
+            (ConfigKey::RetentionBytes, ConfigValue::Number(n)) => self.retention_bytes = Some(*n),
             (ConfigKey::RetentionBytes, ConfigValue::Unlimited) => self.retention_bytes = None,
-            (ConfigKey::SegmentBytes, ConfigValue::Number(n)) => self.segment_bytes = n,
-            (ConfigKey::DeleteRetentionMs, ConfigValue::Number(n)) => self.delete_retention_ms = n,
-            (ConfigKey::MinCompactionLagMs, ConfigValue::Number(n)) => self.min_compaction_lag_ms = n,
-            (ConfigKey::RecordBytesMax, ConfigValue::Number(n)) => self.record_bytes_max = n,
-            (ConfigKey::BatchBytesMax, ConfigValue::Number(n)) => self.batch_bytes_max = n,
+            (ConfigKey::SegmentBytes, ConfigValue::Number(n)) => self.segment_bytes = *n,
+            (ConfigKey::DeleteRetentionMs, ConfigValue::Number(n)) => self.delete_retention_ms = *n,
+            (ConfigKey::MinCompactionLagMs, ConfigValue::Number(n)) => self.min_compaction_lag_ms = *n,
+            (ConfigKey::RecordBytesMax, ConfigValue::Number(n)) => self.record_bytes_max = *n,
+            (ConfigKey::BatchBytesMax, ConfigValue::Number(n)) => self.batch_bytes_max = *n,
             (ConfigKey::MinInsyncReplicas, ConfigValue::Number(n)) => {
-                self.min_insync_replicas = u16::try_from(n).unwrap_or(u16::MAX);
+                self.min_insync_replicas = u16::try_from(*n).unwrap_or(u16::MAX);
             }
-            (ConfigKey::Durability, ConfigValue::Durability(d)) => self.durability = d,
-            (ConfigKey::FullPolicy, ConfigValue::FullPolicy(p)) => self.full_policy = p,
-            (ConfigKey::CleanupPolicy, ConfigValue::CleanupPolicy(p)) => self.cleanup_policy = p,
+            (ConfigKey::Durability, ConfigValue::Durability(d)) => self.durability = *d,
+            (ConfigKey::FullPolicy, ConfigValue::FullPolicy(p)) => self.full_policy = *p,
+            (ConfigKey::CleanupPolicy, ConfigValue::CleanupPolicy(p)) => self.cleanup_policy = *p,
+            (ConfigKey::ProtectGroups, ConfigValue::Groups(groups)) => {
+                self.protect_groups = Arc::clone(groups);
+            }
             (key, value) => unreachable!("{key} cannot hold {value:?}"),
         }
     }
@@ -554,7 +593,10 @@ impl TopicConfig {
             return too_large(ConfigKey::BatchBytesMax, batch, ConfigKey::SegmentBytes, segment);
         }
         if self.drops_keys() {
-            return Some(ConfigError::DropsKeys);
+            return Some(ConfigError::DropsKeys { policy: self.full_policy });
+        }
+        if self.protects_nobody() {
+            return Some(ConfigError::ProtectsNobody);
         }
         self.replicas_rule(replicas)
     }
@@ -573,188 +615,4 @@ impl TopicConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn overrides(pairs: &[(&str, &str)]) -> TopicOverrides {
-        TopicOverrides::from_pairs(pairs.iter().copied()).unwrap()
-    }
-
-    fn resolve(pairs: &[(&str, &str)]) -> TopicConfig {
-        TopicConfig::resolve(&overrides(pairs), &TopicOverrides::default(), 1)
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_format_page() {
-        let config = resolve(&[]);
-        assert_eq!(config.retention_ms, Some(604_800_000));
-        assert_eq!(config.retention_bytes, None);
-        assert_eq!(config.segment_bytes, 268_435_456);
-        assert_eq!(config.record_bytes_max, 4_194_304);
-        assert_eq!(config.batch_bytes_max, 8_388_608);
-        assert_eq!(config.durability, Durability::Disk);
-        assert_eq!(config.min_insync_replicas, 1);
-        assert_eq!(config.full_policy, FullPolicy::BlockProducer);
-        let none = TopicOverrides::default();
-        assert_eq!(TopicConfig::resolve(&none, &none, 2).min_insync_replicas, 1);
-        assert_eq!(TopicConfig::resolve(&none, &none, 3).min_insync_replicas, 2);
-    }
-
-    #[test]
-    fn units_and_plain_numbers_mean_the_same() {
-        assert_eq!(resolve(&[("retention_ms", "7d")]), resolve(&[("retention_ms", "604800000")]));
-        assert_eq!(resolve(&[("segment_bytes", "1GiB")]), resolve(&[("segment_bytes", "1073741824")]));
-        for unlimited in ["none", "-1", "unlimited"] {
-            assert_eq!(resolve(&[("retention_ms", unlimited)]).retention_ms, None);
-        }
-    }
-
-    #[test]
-    fn what_is_stored_is_read_back() {
-        let chosen = overrides(&[
-            ("retention_ms", "none"),
-            ("retention_bytes", "10GiB"),
-            ("segment_bytes", "64MiB"),
-            ("record_bytes_max", "1MiB"),
-            ("batch_bytes_max", "2MiB"),
-            ("durability", "memory"),
-            ("min_insync_replicas", "2"),
-            ("full_policy", "drop-oldest"),
-            ("cleanup_policy", "compact,delete"),
-            ("delete_retention_ms", "1h"),
-            ("min_compaction_lag_ms", "5s"),
-        ]);
-        let stored: Vec<(String, String)> =
-            chosen.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        assert_eq!(stored.len(), ConfigKey::ALL.len());
-        assert_eq!(TopicOverrides::from_pairs(stored).unwrap(), chosen);
-    }
-
-    #[test]
-    fn later_layers_win_and_are_named() {
-        let broker = overrides(&[("retention_ms", "1h"), ("full_policy", "drop-oldest")]);
-        let topic = overrides(&[("retention_ms", "2h")]);
-        let config = TopicConfig::resolve(&topic, &broker, 1);
-        assert_eq!(config.retention_ms, Some(7_200_000));
-        assert_eq!(config.full_policy, FullPolicy::DropOldest);
-        let lines: Vec<String> = config
-            .describe(&topic, &broker)
-            .iter()
-            .map(|entry| format!("{}={} {:?} {}", entry.key, entry.value, entry.source, entry.is_default()))
-            .collect();
-        assert_eq!(
-            lines,
-            [
-                "batch_bytes_max=8388608 BuiltIn true",
-                "cleanup_policy=delete BuiltIn true",
-                "delete_retention_ms=86400000 BuiltIn true",
-                "durability=disk BuiltIn true",
-                "full_policy=drop-oldest Broker true",
-                "min_compaction_lag_ms=0 BuiltIn true",
-                "min_insync_replicas=1 BuiltIn true",
-                "record_bytes_max=4194304 BuiltIn true",
-                "retention_bytes=none BuiltIn true",
-                "retention_ms=7200000 Topic false",
-                "segment_bytes=268435456 BuiltIn true",
-            ]
-        );
-    }
-
-    #[test]
-    fn refusals_name_the_key_the_value_and_what_is_allowed() {
-        let refusal =
-            |key: &str, value: &str| TopicOverrides::from_pairs([(key, value)]).unwrap_err().to_string();
-        assert_eq!(
-            refusal("retention.ms", "5s"),
-            "unknown topic setting \"retention.ms\"; known are batch_bytes_max, cleanup_policy, \
-             delete_retention_ms, durability, full_policy, min_compaction_lag_ms, min_insync_replicas, \
-             record_bytes_max, retention_bytes, retention_ms, segment_bytes"
-        );
-        assert_eq!(
-            refusal("durability", "flash"),
-            "topic setting durability does not take \"flash\"; allowed: disk or memory"
-        );
-        assert_eq!(
-            refusal("cleanup_policy", "shred"),
-            "topic setting cleanup_policy does not take \"shred\"; allowed: delete, compact or compact,delete"
-        );
-        let keys = overrides(&[("cleanup_policy", "compact"), ("full_policy", "drop-oldest")]);
-        let refused = TopicConfig::check(&keys, &TopicOverrides::default(), 1);
-        assert_eq!(refused, Err(ConfigError::DropsKeys));
-        let resolved = TopicConfig::resolve(&keys, &TopicOverrides::default(), 1);
-        assert_eq!(resolved.full_policy, FullPolicy::BlockProducer);
-        assert_eq!(
-            refusal("full_policy", "protect-unread"),
-            "topic setting full_policy does not take \"protect-unread\" yet; allowed in this version: \
-             block-producer or drop-oldest"
-        );
-    }
-
-    #[test]
-    fn values_out_of_bounds_are_refused() {
-        for (key, value) in [
-            ("retention_ms", "0"),
-            ("retention_ms", "-2"),
-            ("retention_ms", "18446744073709551615"),
-            ("retention_bytes", "1KiB"),
-            ("segment_bytes", "1"),
-            ("segment_bytes", "1MB"),
-            ("segment_bytes", "5GiB"),
-            ("segment_bytes", "none"),
-            ("record_bytes_max", "0"),
-            ("batch_bytes_max", "17MiB"),
-            ("min_insync_replicas", "0"),
-            ("min_insync_replicas", "256"),
-            ("min_insync_replicas", ""),
-            ("durability", "Disk"),
-        ] {
-            let expected =
-                ConfigError::BadValue { key: ConfigKey::from_name(key).unwrap(), value: value.to_owned() };
-            assert_eq!(TopicOverrides::from_pairs([(key, value)]), Err(expected));
-        }
-    }
-
-    #[test]
-    fn a_setting_given_twice_is_refused() {
-        let twice = TopicOverrides::from_pairs([("durability", "disk"), ("durability", "memory")]);
-        assert_eq!(twice, Err(ConfigError::Twice { key: ConfigKey::Durability }));
-    }
-
-    #[test]
-    fn settings_that_do_not_go_together_are_refused_at_the_door_and_lowered_in_use() {
-        let none = TopicOverrides::default();
-        let small_segment = overrides(&[("segment_bytes", "1MiB")]);
-        let refused = TopicConfig::check(&small_segment, &none, 1).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "topic setting batch_bytes_max (8388608) is too large for segment_bytes (1048576): \
-             lower batch_bytes_max or raise segment_bytes"
-        );
-        let in_use = TopicConfig::resolve(&small_segment, &none, 1);
-        assert_eq!(in_use.batch_bytes_max, (1 << 20) - SEGMENT_OVERHEAD_BYTES);
-        assert_eq!(in_use.record_bytes_max, in_use.batch_bytes_max - BATCH_OVERHEAD_BYTES);
-        let large_record = overrides(&[("record_bytes_max", "8MiB")]);
-        assert!(TopicConfig::check(&large_record, &none, 1).is_err());
-        let strict = overrides(&[("min_insync_replicas", "2")]);
-        assert!(TopicConfig::check(&strict, &none, 1).is_err());
-        assert!(TopicConfig::check(&strict, &none, 2).is_ok());
-        assert_eq!(TopicConfig::resolve(&strict, &none, 1).min_insync_replicas, 2);
-    }
-
-    #[test]
-    fn the_smallest_legal_segment_still_holds_a_batch() {
-        let tiny = resolve(&[("segment_bytes", "1MiB"), ("batch_bytes_max", "1KiB")]);
-        assert_eq!((tiny.batch_bytes_max, tiny.record_bytes_max), (1024, 1024 - BATCH_OVERHEAD_BYTES));
-    }
-
-    #[test]
-    fn unset_returns_to_the_default() {
-        let mut chosen = overrides(&[("durability", "memory")]);
-        chosen.set("retention_ms", "1h").unwrap();
-        chosen.unset("durability").unwrap();
-        assert_eq!(chosen, overrides(&[("retention_ms", "1h")]));
-        assert!(chosen.unset("nothing").is_err());
-        assert!(chosen.set("durability", "none").is_err());
-        assert_eq!(chosen, overrides(&[("retention_ms", "1h")]));
-    }
-}
+mod tests;

@@ -446,6 +446,7 @@ fn record_input(input: &Input, trace: &mut Trace) {
     let (kind, number): (&'static str, u64) = match input {
         Input::Lead { epoch, .. } => ("lead", u64::from(epoch.get())),
         Input::Configure { .. } => ("configure", 0),
+        Input::Read(rows) => ("read", rows.len() as u64),
         Input::Remove { tp } => ("remove", u64::from(tp.partition)),
         Input::Produce(request) => ("produce", request.request.0),
         Input::Fetch(request) => ("fetch", request.request.0),

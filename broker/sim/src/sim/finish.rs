@@ -9,6 +9,7 @@ use corelog_core::limits::GROWTH_STEP_BYTES;
 use corelog_core::topic::FullPolicy;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::TopicPartition;
+use std::sync::Arc;
 
 /// How often it is looked whether everything has its answer.
 const RECHECK: u64 = 500 * MILLIS;
@@ -26,7 +27,9 @@ impl Sim {
         self.disk.set_capacity(self.plan.capacity);
         for topic in 0..self.topics.len() {
             let config = &mut self.topics[topic].config;
-            if config.full_policy == FullPolicy::BlockProducer {
+            if config.full_policy != FullPolicy::DropOldest {
+                config.full_policy = FullPolicy::BlockProducer;
+                config.protect_groups = Arc::new([]);
                 config.retention_bytes = Some(config.segment_bytes);
                 self.configure_topic(topic);
             }

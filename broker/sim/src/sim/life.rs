@@ -216,6 +216,7 @@ impl Sim {
         self.up = false;
         self.incarnation += 1;
         self.requests.clear();
+        self.read_up_to.clear();
         for index in 0..self.seats.len() {
             let seat = std::mem::replace(&mut self.seats[index], Seat::Empty(Shadow::new(0)));
             self.seats[index] = Seat::Empty(match seat {
@@ -245,6 +246,7 @@ impl Sim {
         match note {
             Note::LogStartMoved { tp, from: _, to, reason } => {
                 self.check_reason(tp, reason);
+                self.check_unread(tp, to, reason);
                 self.checker.start_moved(tp, to);
             }
             Note::Poisoned { .. } => {
@@ -269,7 +271,7 @@ impl Sim {
         let allowed = match reason {
             "retention_ms" => config.retention_ms.is_some(),
             "retention_bytes" => config.retention_bytes.is_some(),
-            "disk_bytes_max" => config.full_policy == FullPolicy::DropOldest,
+            "disk_bytes_max" => config.full_policy != FullPolicy::BlockProducer,
             _ => true,
         };
         if !allowed {

@@ -7,6 +7,7 @@ mod finish;
 mod life;
 mod nemesis;
 mod net;
+mod readers;
 
 use crate::checker::{Checker, Counts};
 use crate::client::{Ask, Auditor, Client, Consumer, Deleter, Known, Library, Producer, Style};
@@ -19,7 +20,7 @@ use crate::trace::Trace;
 use crate::world::{MICROS, MILLIS, World};
 use corelog_core::shard::{Input, RequestId};
 use corelog_core::topic::TopicConfig;
-use corelog_wire::ids::{LeaderEpoch, TopicId, TopicPartition};
+use corelog_wire::ids::{LeaderEpoch, Offset, TopicId, TopicPartition};
 use corelog_wire::message::Acks;
 use std::collections::BTreeMap;
 
@@ -146,6 +147,8 @@ pub struct Sim {
     verdicts: (u64, u64),
     /// Where each audit was when time was up last.
     audited: Vec<Waits>,
+    /// How far the groups have read that topics protect, as the shards were told since they are up.
+    read_up_to: BTreeMap<TopicPartition, Offset>,
 }
 
 /// What an audit waits for: a partition, the offset reached and the one to reach.
@@ -186,6 +189,7 @@ impl Sim {
             starts: 0,
             verdicts: (0, 0),
             audited: Vec::new(),
+            read_up_to: BTreeMap::new(),
             plan,
         };
         sim.begin();
@@ -424,6 +428,7 @@ impl Sim {
             return;
         }
         self.tick_at[index] = u64::MAX;
+        self.read_on(shard);
         self.tell(shard, Input::Tick);
     }
 

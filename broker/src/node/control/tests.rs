@@ -31,7 +31,11 @@ async fn world() -> World {
     let (plane, _) = plane.await.unwrap();
     let (link, commands) = mpsc::channel(64);
     let (view, views) = watch::channel(Arc::new(View::default()));
-    let shown = Shown { view, topics: watch::channel(Arc::new(Topics::new())).0 };
+    let shown = Shown {
+        view,
+        topics: watch::channel(Arc::new(Topics::new())).0,
+        protecting: watch::channel(Arc::default()).0,
+    };
     let control = Control::new(plane, store, vec![link], "here:1".to_owned(), BrokerId::new(1), false, shown);
     World { control: control.await.unwrap(), commands, views, _folder: folder }
 }

@@ -44,7 +44,8 @@ impl World {
         let (topics, seen) = watch::channel(Arc::new(known));
         // No shard is there to say how far a group is behind.
         let meter = LagMeter { views: watch::channel(Arc::default()).1, shards: Vec::new() };
-        let groups = Groups::new(kept, SETTINGS, seen, meter).await.unwrap();
+        let groups =
+            Groups::new(kept, SETTINGS, seen, watch::channel(Arc::default()).1, meter).await.unwrap();
         let (requests, inbox) = mpsc::channel(16);
         let (stop, stopped) = oneshot::channel();
         Self { requests, topics, stop, actor: tokio::spawn(groups.run(inbox, stopped)), store }
