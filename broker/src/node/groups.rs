@@ -31,7 +31,7 @@ pub use protect::Protecting;
 
 /// How long a group is left alone after the store failed it.
 const STORE_RETRY: Duration = Duration::from_millis(100);
-/// How often groups are looked at that retention may overtake.
+/// How often shards are told what protected groups have read, and groups are looked at that retention may overtake.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long changes that are on their way may take when the broker stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);

@@ -62,10 +62,10 @@ impl Shard {
     }
 }
 
-/// How long until the segment that holds `next` goes.
+/// How long until the segment that holds `next` goes; none while a protected group has not read it.
 fn overtaken_in(partition: &Partition, next: Offset, now_ms: i64) -> Option<Duration> {
     let (config, log) = (partition.config.as_ref()?, &partition.log);
-    let segment = log.segments.holding(next)?;
+    let segment = log.segments.holding(next).filter(|segment| partition.may_expire(segment.end))?;
     let by_time = config.retention_ms.map(|retention_ms| {
         let retention_ms = i64::try_from(retention_ms).unwrap_or(i64::MAX);
         millis(segment.last_append_ms.saturating_add(retention_ms).saturating_sub(now_ms))

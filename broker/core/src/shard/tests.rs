@@ -294,6 +294,12 @@ fn what_protected_groups_have_not_read_stays_at_the_budget_and_past_retention() 
     let stands = fill(&mut hands);
     assert!((20..=50).contains(&stands.log_start.get()), "{:?}", stands.log_start);
 
+    // So retention does not overtake a reader there.
+    let overtaken_in = |hands: &Hands| {
+        hands.shard.lag(tp(0), Some(Offset::new(50)), hands.now.wall_ms).unwrap().overtaken_in
+    };
+    assert_eq!(overtaken_in(&hands), None);
+
     // A group that is named now has read nothing yet.
     let three = readers(&["audit", "billing", "newcomer"]);
     hands.step(Input::Configure { tp: tp(0), config: protecting(&three) });
@@ -303,6 +309,7 @@ fn what_protected_groups_have_not_read_stays_at_the_budget_and_past_retention() 
 
     // Nobody protected: retention goes on.
     hands.step(Input::Configure { tp: tp(0), config: settings(|config| config.retention_ms = Some(1)) });
+    assert!(overtaken_in(&hands).is_some());
     hands.pass(Duration::from_mins(1));
     assert_eq!(hands.shard.describe(tp(0)).unwrap().log_start, stands.high_watermark);
 }

@@ -1,4 +1,7 @@
 //! Groups that topics protect from retention: tells the shards how far they have read.
+//!
+//! Part of the group actor. Invariants: only what the store confirmed counts as read; a word that is lost is said again with
+//! the next look. Refuses to know what a shard does with it.
 
 use super::lag::LagMeter;
 use crate::net::Place;
