@@ -9,6 +9,7 @@ mod groups;
 mod kill;
 mod lag;
 mod output;
+mod protect;
 mod round_trip;
 mod support;
 mod tags;
