@@ -29,7 +29,9 @@ pub fn dev(args: DevArgs, output: OutputFormat) -> ExitCode {
 #[must_use]
 pub fn serve(args: ServeArgs, output: OutputFormat) -> ExitCode {
     let ServeArgs { config, set } = args;
-    run(Config::serve(Some(&config), &set, &Host::probe()), true, output, brief)
+    run(Config::serve(Some(&config), &set, &Host::probe()), true, output, |ready| {
+        brief(ready) + &footer(ready)
+    })
 }
 
 fn run(
@@ -117,10 +119,9 @@ fn welcome(ready: &Ready) -> String {
          authentication, loopback, topics made when first used.\n\n  In another terminal:\n    \
          echo 'hello' | corelog produce{bootstrap} greetings\n    \
          corelog consume{bootstrap} greetings --from earliest --until-end\n    \
-         corelog topic describe{bootstrap} greetings\n\n  Metrics: http://{}/metrics   Ctrl-C stops the broker.\n",
-        ready.admin,
+         corelog topic describe{bootstrap} greetings\n\n",
     );
-    text
+    text + &footer(ready)
 }
 
 /// What both say to programs.
@@ -141,6 +142,11 @@ fn json(ready: &Ready) -> String {
         "recovered": recovered,
     });
     format!("{line}\n")
+}
+
+/// Where to look, and how it ends.
+fn footer(ready: &Ready) -> String {
+    format!("  Metrics: http://{}/metrics   Ctrl-C stops the broker.\n", ready.admin)
 }
 
 fn brief(ready: &Ready) -> String {

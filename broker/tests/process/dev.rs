@@ -98,38 +98,14 @@ fn another_shard_count_and_bad_settings_are_refused_with_what_to_do() {
 #[test]
 fn serve_runs_by_its_configuration() {
     let folder = data_folder();
-    let file = path(&folder, "corelog.toml");
-    let data = path(&folder, "data");
-    let text = format!(
-        "[broker]\nid = 7\ncluster = \"c\"\ndata_dir = {:?}\nshards = 2\n[listen]\naddress = \"127.0.0.1:0\"\n\
-         admin = \"127.0.0.1:0\"\n[storage]\ndisk_bytes_max = \"2GiB\"\njournal_bytes = \"64MiB\"\n",
-        data.to_str().unwrap()
-    );
-    std::fs::write(&file, text).unwrap();
-    let mut child = Command::new(CORELOG)
-        .args(["serve", "--config", file.to_str().unwrap()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap());
-    std::io::BufRead::read_line(&mut lines, &mut said).unwrap();
-    let address = said.split(" serves ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
-    assert!(said.contains("2 shards"), "{said}");
-    let run = |args: &[&str]| {
-        Command::new(CORELOG)
-            .args(args)
-            .args(["--bootstrap", &address])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    };
-    let unknown = run(&["consume", "nothing", "--until-end"]);
+    let broker = Broker::serve(folder.path(), 2, "disk_bytes_max = \"2GiB\"");
+    assert!(broker.said.contains("2 shards"), "{}", broker.said);
+    let unknown = broker.run(&["consume", "nothing", "--until-end"], b"");
     assert_eq!(unknown.status.code(), Some(3), "topics are not made by asking: {unknown:?}");
     // So many that a hash that puts all of them on one shard is no chance (8 did once in 128 runs).
-    assert!(run(&["topic", "create", "orders", "--partitions", "64"]).status.success());
-    let listed = run(&["--output", "json", "topic", "describe", "orders"]);
-    let described: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    broker.succeed(&["topic", "create", "orders", "--partitions", "64"], b"");
+    let described = broker.succeed(&["--output", "json", "topic", "describe", "orders"], b"");
+    let described: serde_json::Value = serde_json::from_slice(&described).unwrap();
     let shards: std::collections::BTreeSet<u64> = described["partitions"]
         .as_array()
         .unwrap()
@@ -137,8 +113,6 @@ fn serve_runs_by_its_configuration() {
         .map(|row| row["shard"].as_u64().unwrap())
         .collect();
     assert_eq!(shards.len(), 2, "{described}");
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 /// Looks again and again until it is so.

@@ -40,6 +40,17 @@ impl Broker {
         ]))
     }
 
+    /// Starts `corelog serve` on free ports with its file and its data in `folder`, and returns when it serves.
+    pub(crate) fn serve(folder: &Path, shards: u16, storage: &str) -> Self {
+        let (file, data) = (folder.join("corelog.toml"), folder.join("data"));
+        let text = format!(
+            "[broker]\nid = 7\ncluster = \"c\"\ndata_dir = {data:?}\nshards = {shards}\n[listen]\naddress = \
+             \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[storage]\njournal_bytes = \"64MiB\"\n{storage}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+        Self::start(Command::new(CORELOG).arg("serve").arg("--config").arg(file))
+    }
+
     /// Starts a broker by any command and returns when it serves.
     pub(crate) fn start(command: &mut Command) -> Self {
         Self::start_with(command, Stdio::inherit())

@@ -6,6 +6,7 @@
 use super::input::{Produce, ProduceRow, RequestId};
 use super::partition::{ParkedAck, Partition};
 use super::{Effects, Parked, Shard};
+use crate::group::GroupName;
 use crate::journal::{ENTRY_HEADER_BYTES, Entry, SegmentUse};
 use crate::limits::{PARKED_PRODUCES_MAX, REQUEST_DEADLINE_MAX, ROWS_MAX};
 use crate::log::{Admission, Appended, ProducerRefusal, batch_end};
@@ -17,6 +18,7 @@ use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use corelog_wire::message::{Acks, Answer, ProduceAnswer, ProducedRow};
 use corelog_wire::records::Records;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// A produce request that waits for flushes.
 #[derive(Debug)]
@@ -76,6 +78,16 @@ pub enum AppendRefusal {
         "the disk or the broker's disk_bytes_max is full, and the topic's full_policy could not make any; free room or raise it"
     )]
     DiskFull,
+    /// No room on disk, and what may not go is what has not been read.
+    #[error(
+        "the disk or the broker's disk_bytes_max is full, and full_policy=protect-unread lets nothing go that \
+         is not read by {}; let them read and commit, or raise it",
+        names(.groups)
+    )]
+    DiskFullOfUnread {
+        /// The topic's `protect_groups`.
+        groups: Arc<[GroupName]>,
+    },
     /// More replicas are required than there are.
     #[error("acks=all needs {needed} in-sync replicas; there is 1")]
     NotEnoughReplicas {
@@ -99,7 +111,7 @@ impl AppendRefusal {
             Self::Producer(ProducerRefusal::DuplicateTooOld { .. }) => ErrorCode::DuplicateTooOld,
             Self::Producer(ProducerRefusal::Fenced { .. }) => ErrorCode::FencedProducer,
             Self::Producer(ProducerRefusal::Unknown { .. }) => ErrorCode::UnknownProducer,
-            Self::DiskFull => ErrorCode::DiskFull,
+            Self::DiskFull | Self::DiskFullOfUnread { .. } => ErrorCode::DiskFull,
             Self::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
         }
     }
@@ -396,7 +408,7 @@ impl Shard {
             {
                 self.drop_oldest(tp, out);
             }
-            return Err(AppendRefusal::DiskFull);
+            return Err(self.full(tp));
         }
         while !self.has_disk_room(bytes) {
             if self.evict(out) {
@@ -404,11 +416,25 @@ impl Shard {
             }
             if !may_drop || !self.drop_oldest(tp, out) {
                 self.budget_full = true;
-                return Err(AppendRefusal::DiskFull);
+                return Err(self.full(tp));
             }
         }
         Ok(())
     }
+
+    /// Why a batch for the partition finds no room.
+    fn full(&self, tp: TopicPartition) -> AppendRefusal {
+        match self.leading(tp) {
+            Ok((_, config)) if config.full_policy == FullPolicy::ProtectUnread => {
+                AppendRefusal::DiskFullOfUnread { groups: Arc::clone(&config.protect_groups) }
+            }
+            Ok(_) | Err(_) => AppendRefusal::DiskFull,
+        }
+    }
+}
+
+fn names(groups: &[GroupName]) -> String {
+    groups.iter().map(GroupName::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// The size of a record in the batch that has more bytes than `bytes_max`. Looks at records only if the body as a whole is
