@@ -116,6 +116,8 @@ pub const PRODUCER_EXPIRY_MS: i64 = 24 * 3_600_000;
 
 /// Consumer groups of one coordinator. Beyond this, those who ask for another are told to try again.
 pub const GROUPS_MAX: usize = 100_000;
+/// Retention that waits for a protected group for so long without a break is worth a word.
+pub const RETENTION_WAITS_LONG: Duration = Duration::from_mins(1);
 /// Groups that one topic may protect from retention.
 pub const PROTECTED_GROUPS_MAX: usize = 16;
 /// Members of one consumer group; the surplus over its partitions is idle.

@@ -81,10 +81,11 @@ impl Groups {
         store: GroupStore,
         settings: CoordinatorSettings,
         mut topics: watch::Receiver<Arc<Topics>>,
-        protecting: watch::Receiver<Arc<Protecting>>,
+        mut protecting: watch::Receiver<Arc<Protecting>>,
         meter: LagMeter,
     ) -> Result<Self, GroupStoreError> {
         let known = Topics::clone(&topics.borrow_and_update());
+        let protected = protect::named(&protecting.borrow_and_update());
         let mut groups = Self {
             coordinator: Coordinator::new(known, settings),
             claims: BTreeMap::new(),
@@ -99,6 +100,8 @@ impl Groups {
             look: JoinSet::new(),
             store,
         };
+        // Before there are groups, so that none expires that is away and protected.
+        groups.tell(GroupInput::Protected(protected));
         for (group, stored, claim) in groups.store.read_all().await? {
             groups.claims.insert(group.clone(), claim);
             groups.tell(GroupInput::Loaded { group, stored: Some(stored) });
@@ -133,6 +136,10 @@ impl Groups {
                 Ok(()) = self.topics.changed() => {
                     let topics = Topics::clone(&self.topics.borrow_and_update());
                     self.tell(GroupInput::Topics(topics));
+                }
+                Ok(()) = self.protecting.changed() => {
+                    let protected = protect::named(&self.protecting.borrow_and_update());
+                    self.tell(GroupInput::Protected(protected));
                 }
                 Some(seen) = self.look.join_next() => {
                     self.watchman.seen(seen.unwrap_or_default(), self.coordinator.topics());

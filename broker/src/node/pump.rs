@@ -6,6 +6,7 @@
 use super::shard::{Mailbox, ShardHandle};
 use crate::disk::{DiskError, Folders, OpenError, Queues, Results, ShardDisk};
 use crate::rt;
+use corelog_core::group::GroupName;
 use corelog_core::journal::Entry;
 use corelog_core::recovery::Report;
 use corelog_core::shard::{Effects, Input, Note, ShardConfig};
@@ -132,6 +133,11 @@ fn say(handle: &ShardHandle, note: &Note) {
         Note::DiskRoom => tracing::info!("the file system has room again"),
         Note::LogStartMoved { tp, from, to, reason } => {
             tracing::info!(%tp, from = from.get(), to = to.get(), reason, "records were removed");
+        }
+        Note::RetentionWaits { tp, groups, read_up_to } => {
+            let groups: Vec<&str> = groups.iter().map(GroupName::as_str).collect();
+            let groups = groups.join(",");
+            tracing::warn!(%tp, %read_up_to, groups, "retention waits for a group in protect_groups to read and commit");
         }
         Note::Compacted { tp, bytes: (before, after) } => {
             tracing::info!(%tp, before, after, "compacted");

@@ -169,6 +169,8 @@ pub enum GroupInput {
     },
     /// Topics came, went or grew.
     Topics(Topics),
+    /// Topics protect these groups from retention, and no others: how far they have read is kept while they are away.
+    Protected(BTreeSet<GroupName>),
     /// Time has passed.
     Tick,
 }

@@ -28,6 +28,8 @@ pub struct Coordinator {
     /// When groups have to be looked at.
     alarms: BTreeSet<(Instant, GroupName)>,
     world: World,
+    /// Whose offsets do not expire.
+    protected: BTreeSet<GroupName>,
     settings: CoordinatorSettings,
 }
 
@@ -36,7 +38,7 @@ pub struct Coordinator {
 pub struct CoordinatorSettings {
     /// Least time between two stores of a group's offsets.
     pub offset_interval: Duration,
-    /// How long the offsets of a group without members are kept.
+    /// How long the offsets of a group without members are kept, unless a topic protects it.
     pub offsets_retention: Duration,
 }
 
@@ -44,7 +46,13 @@ impl Coordinator {
     /// A coordinator without groups, where these topics exist.
     #[must_use]
     pub fn new(topics: Topics, settings: CoordinatorSettings) -> Self {
-        Self { groups: BTreeMap::new(), alarms: BTreeSet::new(), world: World::new(topics), settings }
+        Self {
+            groups: BTreeMap::new(),
+            alarms: BTreeSet::new(),
+            world: World::new(topics),
+            protected: BTreeSet::new(),
+            settings,
+        }
     }
 
     /// The groups whose names come after this one, in order.
@@ -125,15 +133,23 @@ impl Coordinator {
                     self.pump(now, &name, out);
                 }
             }
+            GroupInput::Protected(groups) => {
+                let before = std::mem::replace(&mut self.protected, groups);
+                let changed: Vec<GroupName> = before.symmetric_difference(&self.protected).cloned().collect();
+                for name in changed {
+                    self.pump(now, &name, out);
+                }
+            }
             GroupInput::Tick => {
                 while let Some((at, name)) = self.alarms.pop_first() {
                     if at > now.instant {
                         self.alarms.insert((at, name));
                         break;
                     }
+                    let offsets_retention = self.offsets_retention(&name);
                     if let Some(group) = self.groups.get_mut(&name) {
                         group.alarm = None;
-                        group.expire(now, self.settings.offsets_retention, out);
+                        group.expire(now, offsets_retention, out);
                     }
                     self.pump(now, &name, out);
                 }
@@ -158,8 +174,9 @@ impl Coordinator {
     /// Works on what waits, and notes when the group has to be looked at again.
     fn pump(&mut self, now: Now, name: &GroupName, out: &mut Vec<GroupEffect>) {
         self.work(now, name, out);
+        let offsets_retention = self.offsets_retention(name);
         let Some(group) = self.groups.get_mut(name) else { return };
-        let next = group.next_alarm(now, self.settings.offsets_retention);
+        let next = group.next_alarm(now, offsets_retention);
         if let Some(before) = std::mem::replace(&mut group.alarm, next).filter(|before| Some(*before) != next)
         {
             self.alarms.remove(&(before, name.clone()));
@@ -167,6 +184,11 @@ impl Coordinator {
         if let Some(next) = next {
             self.alarms.insert((next, name.clone()));
         }
+    }
+
+    /// How long the group's offsets are kept without members; none: for ever.
+    fn offsets_retention(&self, name: &GroupName) -> Option<Duration> {
+        (!self.protected.contains(name)).then_some(self.settings.offsets_retention)
     }
 
     /// Works on what waits, unless a change of the group is on its way.

@@ -1,12 +1,14 @@
 //! What a shard wants done. The hands perform effects in any order and report completions as inputs.
 
 use crate::compact;
+use crate::group::GroupName;
 use crate::journal::{Commit, Position, SegmentId};
 use crate::shard::input::RequestId;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, ListedRow};
+use std::sync::Arc;
 
 /// The effects of one or more steps, grouped by hand. Reused from turn to turn: the hands drain it.
 #[derive(Debug, Default)]
@@ -245,6 +247,15 @@ pub enum Note {
         to: Offset,
         /// `retention_ms`, `retention_bytes`, `disk_bytes_max` or `delete_records`.
         reason: &'static str,
+    },
+    /// Retention has waited for long for a group that the topic protects.
+    RetentionWaits {
+        /// The partition.
+        tp: TopicPartition,
+        /// Those that it protects.
+        groups: Arc<[GroupName]>,
+        /// All of them have read and committed what lies before this.
+        read_up_to: Offset,
     },
     /// A round of compaction came to its end.
     Compacted {

@@ -122,8 +122,10 @@ impl Shard {
     /// Retention of one partition: periodic, and when it opens a segment, so that a fast one keeps to its settings, and what it
     /// drops is there to be used again.
     pub(super) fn keep_partition(&mut self, tp: TopicPartition, now: Now, out: &mut Effects) {
-        let Some(partition) = self.partitions.get(&tp) else { return };
-        if let Some((to, reason)) = expired(partition, now.wall_ms) {
+        let Some(partition) = self.partitions.get_mut(&tp) else { return };
+        let expired = expired(partition, now.wall_ms);
+        out.notes.extend(partition.note_waiting(expired.waits, now.instant));
+        if let Some((to, reason)) = expired.to {
             self.advance_log_start(tp, to, reason, out);
         }
     }
@@ -343,20 +345,30 @@ impl Shard {
     }
 }
 
-/// How far retention moves a log's start, and why.
-fn expired(partition: &Partition, now_ms: i64) -> Option<(Offset, &'static str)> {
-    let config = partition.config.as_ref().filter(|config| config.cleanup_policy.deletes())?;
+/// What retention has to remove.
+#[derive(Default)]
+struct Expired {
+    /// How far it moves the log's start, and why.
+    to: Option<(Offset, &'static str)>,
+    /// Whether it would move it further, were there not a group that still has to read.
+    waits: bool,
+}
+
+fn expired(partition: &Partition, now_ms: i64) -> Expired {
+    let mut expired = Expired::default();
+    let Some(config) = partition.config.as_ref().filter(|config| config.cleanup_policy.deletes()) else {
+        return expired;
+    };
     let log = &partition.log;
-    let mut to = None;
     if let Some(retention_ms) = config.retention_ms {
         let oldest_kept_ms = now_ms.saturating_sub(i64::try_from(retention_ms).unwrap_or(i64::MAX));
-        for segment in log.segments.iter().take_while(|segment| segment.last_append_ms < oldest_kept_ms) {
-            if segment.end <= log.durable_end()
-                && segment.end > segment.base
-                && partition.may_expire(segment.end)
-            {
-                to = Some((segment.end, "retention_ms"));
+        let old = log.segments.iter().take_while(|segment| segment.last_append_ms < oldest_kept_ms);
+        for segment in old.filter(|segment| segment.base < segment.end && segment.end <= log.durable_end()) {
+            if !partition.may_expire(segment.end) {
+                expired.waits = true;
+                break;
             }
+            expired.to = Some((segment.end, "retention_ms"));
         }
     }
     if let Some(retention_bytes) = config.retention_bytes {
@@ -364,18 +376,20 @@ fn expired(partition: &Partition, now_ms: i64) -> Option<(Offset, &'static str)>
         let sealed = log.segments.iter().len().saturating_sub(1);
         for segment in log.segments.iter().take(sealed) {
             bytes -= segment.bytes;
-            if bytes < retention_bytes
-                || segment.end > log.durable_end()
-                || !partition.may_expire(segment.end)
-            {
+            if bytes < retention_bytes || segment.end > log.durable_end() {
                 break;
             }
-            if to.is_none_or(|(offset, _)| offset < segment.end) {
-                to = Some((segment.end, "retention_bytes"));
+            if !partition.may_expire(segment.end) {
+                expired.waits = true;
+                break;
+            }
+            if expired.to.is_none_or(|(offset, _)| offset < segment.end) {
+                expired.to = Some((segment.end, "retention_bytes"));
             }
         }
     }
-    to.filter(|(offset, _)| *offset > partition.start_target)
+    expired.to = expired.to.filter(|(offset, _)| *offset > partition.start_target);
+    expired
 }
 
 fn deleted(rows: Vec<DeletedRow>) -> Answer {

@@ -3,13 +3,17 @@
 //! Called only by `shard`. Invariant: parked acks and waiting fetches name requests that are parked on the shard or
 //! gone; a gone one is skipped, never answered twice.
 
+use super::effects::Note;
 use super::input::RequestId;
 use crate::group::GroupName;
 use crate::journal::{ExtentEntry, Position};
+use crate::limits::RETENTION_WAITS_LONG;
 use crate::log::Log;
+use crate::time::Instant;
 use crate::topic::{Durability, FullPolicy, TopicConfig};
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// A row of a produce request that waits for its batch to be durable.
 #[derive(Clone, Copy, Debug)]
@@ -49,8 +53,10 @@ pub(super) struct Partition {
     pub shown: Offset,
     /// Where the log start is going; its entry waits for a commit.
     pub start_target: Offset,
-    /// Before this, every protected group has read; zero until the first word of it.
-    pub unread_from: Offset,
+    /// Before this, every protected group has read; none until the first word of it.
+    pub unread_from: Option<Offset>,
+    /// Since when retention waits for a protected group to read, and whether that was said.
+    pub waits: Option<(Instant, bool)>,
     /// A tombstone's entry waits for a commit.
     pub removing: bool,
 }
@@ -69,7 +75,8 @@ impl Partition {
             undestaged: None,
             shown: Offset::ZERO,
             start_target,
-            unread_from: Offset::ZERO,
+            unread_from: None,
+            waits: None,
             removing: false,
         }
     }
@@ -105,7 +112,7 @@ impl Partition {
     pub(super) fn configure(&mut self, config: TopicConfig) {
         self.shown = self.high_watermark();
         if self.config.as_ref().is_none_or(|before| before.protect_groups != config.protect_groups) {
-            self.unread_from = Offset::ZERO;
+            (self.unread_from, self.waits) = (None, None);
         }
         self.config = Some(config);
     }
@@ -113,14 +120,33 @@ impl Partition {
     /// Takes how far these groups have read, if they are those that it protects.
     pub(super) fn read_up_to(&mut self, groups: &[GroupName], offset: Offset) {
         if self.config.as_ref().is_some_and(|config| *config.protect_groups == *groups) {
-            self.unread_from = offset;
+            self.unread_from = Some(offset);
         }
+    }
+
+    /// Takes whether retention waits for a protected group; says so once when that goes on for long.
+    pub(super) fn note_waiting(&mut self, waits: bool, now: Instant) -> Option<Note> {
+        // Nothing is known of the groups before the first word of them.
+        let read_up_to = self.unread_from.filter(|_| waits);
+        let Some(read_up_to) = read_up_to else {
+            self.waits = None;
+            return None;
+        };
+        let (since, said) = self.waits.get_or_insert((now, false));
+        if *said || now < since.after(RETENTION_WAITS_LONG) {
+            return None;
+        }
+        *said = true;
+        let groups = Arc::clone(&self.config.as_ref()?.protect_groups);
+        Some(Note::RetentionWaits { tp: self.tp(), groups, read_up_to })
     }
 
     /// Whether retention may take what lies before this offset: nobody protected still has to read it.
     pub(super) fn may_expire(&self, end: Offset) -> bool {
         let protects = self.config.as_ref().is_some_and(|config| !config.protect_groups.is_empty());
-        !protects || end <= self.unread_from || cfg!(mutant = "retention_takes_what_is_unread")
+        !protects
+            || self.unread_from.is_some_and(|unread| end <= unread)
+            || cfg!(mutant = "retention_takes_what_is_unread")
     }
 
     /// Whether a full disk may take what lies before this offset.

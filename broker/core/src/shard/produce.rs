@@ -78,10 +78,10 @@ pub enum AppendRefusal {
         "the disk or the broker's disk_bytes_max is full, and the topic's full_policy could not make any; free room or raise it"
     )]
     DiskFull,
-    /// No room on disk, and what may not go is what has not been read.
+    /// No room on disk, and retention waits for who has to read.
     #[error(
-        "the disk or the broker's disk_bytes_max is full, and full_policy=protect-unread lets nothing go that \
-         is not read by {}; let them read and commit, or raise it",
+        "the disk or the broker's disk_bytes_max is full, and nothing of this topic goes that is not read by {}; \
+         let them read and commit, or free room or raise it",
         names(.groups)
     )]
     DiskFullOfUnread {
@@ -424,11 +424,10 @@ impl Shard {
 
     /// Why a batch for the partition finds no room.
     fn full(&self, tp: TopicPartition) -> AppendRefusal {
-        match self.leading(tp) {
-            Ok((_, config)) if config.full_policy == FullPolicy::ProtectUnread => {
-                AppendRefusal::DiskFullOfUnread { groups: Arc::clone(&config.protect_groups) }
-            }
-            Ok(_) | Err(_) => AppendRefusal::DiskFull,
+        let groups = self.leading(tp).ok().map(|(_, config)| &config.protect_groups);
+        match groups.filter(|groups| !groups.is_empty()) {
+            Some(groups) => AppendRefusal::DiskFullOfUnread { groups: Arc::clone(groups) },
+            None => AppendRefusal::DiskFull,
         }
     }
 }

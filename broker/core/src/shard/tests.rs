@@ -5,7 +5,7 @@
 use super::*;
 use crate::group::GroupName;
 use crate::journal::{Packer, RING_DATA_START};
-use crate::limits::{BLOCK, MIB};
+use crate::limits::{BLOCK, MIB, RETENTION_WAITS_LONG};
 use crate::recovery::{Recovered, Recovery, format};
 use crate::segment::{BatchScan, Next};
 use crate::topic::{Durability, FullPolicy, TopicConfig, TopicOverrides};
@@ -288,6 +288,19 @@ fn what_protected_groups_have_not_read_stays_at_the_budget_and_past_retention() 
     assert_eq!(fill(&mut hands).log_start, Offset::ZERO);
     tell(&mut hands, &readers(&["audit"]), 50);
     assert_eq!(fill(&mut hands).log_start, Offset::ZERO);
+
+    // Of those nothing is known. When it is, and goes on, somebody should hear of it, once.
+    let waits = |hands: &Hands| {
+        let notes = hands.notes.iter().filter(|note| matches!(note, Note::RetentionWaits { .. }));
+        notes.cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(waits(&hands), []);
+    tell(&mut hands, &both, 1);
+    hands.pass(RETENTION_WAITS_LONG / 2);
+    assert_eq!(waits(&hands), []);
+    hands.pass(2 * RETENTION_WAITS_LONG);
+    let read_up_to = Offset::new(1);
+    assert_eq!(waits(&hands), [Note::RetentionWaits { tp: tp(0), groups: Arc::clone(&both), read_up_to }]);
 
     // What was read gives way, and no more than that.
     tell(&mut hands, &both, 50);

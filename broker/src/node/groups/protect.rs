@@ -9,11 +9,16 @@ use crate::node::command::Command;
 use corelog_core::group::{Coordinator, GroupName};
 use corelog_core::shard::{Input, ReadUpTo};
 use corelog_wire::ids::{ShardId, TopicId, TopicPartition};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Topics that protect groups: how many partitions each has, and whom it protects.
 pub type Protecting = BTreeMap<TopicId, (u32, Arc<[GroupName]>)>;
+
+/// Everybody whom a topic protects.
+pub(super) fn named(protecting: &Protecting) -> BTreeSet<GroupName> {
+    protecting.values().flat_map(|(_, groups)| groups.iter().cloned()).collect()
+}
 
 impl LagMeter {
     /// Tells every shard how far protected groups have read. One that has no room for the word hears the next.

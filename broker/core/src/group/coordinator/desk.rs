@@ -121,7 +121,12 @@ impl Group {
 
     /// Ends the sessions of the silent, and answers heartbeats that were held long enough. Not while the group is being
     /// read: what is known of it then may be out of date.
-    pub(super) fn expire(&mut self, now: Now, offsets_retention: Duration, out: &mut Vec<GroupEffect>) {
+    pub(super) fn expire(
+        &mut self,
+        now: Now,
+        offsets_retention: Option<Duration>,
+        out: &mut Vec<GroupEffect>,
+    ) {
         if !self.loaded {
             return;
         }
@@ -142,14 +147,14 @@ impl Group {
     }
 
     /// How long until a group without members is forgotten.
-    fn idle_left(&self, now: Now, offsets_retention: Duration) -> Option<Duration> {
+    fn idle_left(&self, now: Now, offsets_retention: Option<Duration>) -> Option<Duration> {
         let since = self.membership.idle_since_ms()?;
         let idle = Duration::from_millis(u64::try_from(now.wall_ms.saturating_sub(since)).unwrap_or(0));
-        Some(offsets_retention.saturating_sub(idle))
+        Some(offsets_retention?.saturating_sub(idle))
     }
 
     /// When something is due here that nobody asks for.
-    pub(super) fn next_alarm(&self, now: Now, offsets_retention: Duration) -> Option<Instant> {
+    pub(super) fn next_alarm(&self, now: Now, offsets_retention: Option<Duration>) -> Option<Instant> {
         if !self.loaded {
             return None;
         }

@@ -393,6 +393,20 @@ fn offsets_of_a_group_that_nobody_uses_expire_and_a_commit_prolongs_them() {
 }
 
 #[test]
+fn offsets_of_a_group_that_a_topic_protects_are_kept_until_none_does() {
+    let mut desk = Desk::new();
+    let year = 365 * 24 * 3_600_000;
+    desk.step(GroupInput::Protected(BTreeSet::from([group()])));
+    desk.through(Ask::Commit { member: None, offsets: vec![(tp(0), committed(5))] });
+    assert_eq!(desk.coordinator.next_tick(), None);
+    assert_eq!(desk.tick_at(year), []);
+    assert_eq!(desk.step(GroupInput::Protected(BTreeSet::new())), []);
+    assert_eq!(desk.coordinator.next_tick(), Some(at(year).instant));
+    let effects = desk.tick_at(year);
+    assert!(matches!(effects[..], [GroupEffect::Store { change: Change::Delete, .. }]), "{effects:?}");
+}
+
+#[test]
 fn a_late_heartbeat_says_nothing_and_strangers_are_not_remembered() {
     let mut desk = Desk::new();
     let (epoch, _) = granted(&desk.through(join(1)));

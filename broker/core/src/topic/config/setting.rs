@@ -205,14 +205,14 @@ fn means_unlimited(text: &str) -> bool {
     matches!(text, "none" | "unlimited" | "-1")
 }
 
-/// Names with commas between them, in their order and each once; none of them is one that means none.
+/// Names with commas between them, in their order and each once; none of them is one that means none, however it is written.
 fn group_names(text: &str) -> Option<Arc<[GroupName]>> {
     if means_unlimited(text) {
         return Some(Arc::new([]));
     }
-    let names = text
-        .split(',')
-        .map(|name| GroupName::new(name.trim()).ok().filter(|name| !means_unlimited(name.as_str())));
+    let names = text.split(',').map(|name| {
+        GroupName::new(name.trim()).ok().filter(|name| !means_unlimited(&name.as_str().to_ascii_lowercase()))
+    });
     let names = names.collect::<Option<BTreeSet<GroupName>>>()?;
     (names.len() <= PROTECTED_GROUPS_MAX).then(|| names.into_iter().collect())
 }
