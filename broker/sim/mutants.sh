@@ -27,6 +27,8 @@ recovery_cuts_at_first_bad
 recovery_takes_stale_commits
 refused_what_may_land
 retention_takes_what_is_unread
+protection_trusts_a_word_of_others
+protection_keeps_the_word_of_former_groups
 ring_ignores_older_slot
 session_before_flush
 settings_decide_parked_acks

@@ -52,6 +52,7 @@ fuzz_target!(|data: &[u8]| {
         start: Offset::new(0),
         clean_end: Offset::new(0),
         tombstones_before_ms: if input.byte() == Some(1) { i64::MAX } else { 0 },
+        unread_from: Offset::new(u64::MAX),
         keys_max: 1 + input.below(10),
         segment_bytes: 1 << 20,
         first_use: SegmentUse(1 << 31),

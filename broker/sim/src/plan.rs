@@ -262,7 +262,7 @@ fn draw_topic(rng: &mut Rng, tiny: bool, ring_bytes: u64) -> TopicPlan {
     config.durability = if rng.percent(15) { Durability::Memory } else { Durability::Disk };
     config.full_policy =
         rng.pick(&[FullPolicy::BlockProducer, FullPolicy::DropOldest, FullPolicy::ProtectUnread]);
-    if config.full_policy == FullPolicy::ProtectUnread {
+    if config.full_policy == FullPolicy::ProtectUnread || rng.percent(30) {
         config.protect_groups = GroupName::new("readers").into_iter().collect();
     }
     TopicPlan { partitions: rng.between(1, 3) as u32, config }

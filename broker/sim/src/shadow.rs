@@ -186,6 +186,14 @@ impl Shadow {
         after.flat_map(|commit| commit.batches.iter().copied()).collect()
     }
 
+    /// A commit failed: it proves no extent. Its own direct writes may be what failed.
+    pub fn commit_failed(&mut self, at: Position) {
+        let failed = self.commits.iter().rev().find(|commit| commit.at == at);
+        for extent in failed.iter().flat_map(|commit| &commit.extents) {
+            self.extents.remove(&(extent.segment, extent.file_position));
+        }
+    }
+
     /// Recovery goes on at `head`: what was committed from there on never was.
     pub fn cut(&mut self, head: Position) {
         while self.commits.back().is_some_and(|last| last.at >= head) {

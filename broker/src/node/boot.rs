@@ -434,7 +434,7 @@ async fn take_commands(
             }
             Command::Lag { rows, reply } => {
                 let now_ms = clock.now().wall_ms;
-                let lag = |(tp, offset)| handle.lag(tp, offset, now_ms);
+                let lag = |reader| handle.lag(&reader, now_ms);
                 drop(reply.send(rows.into_iter().map(lag).collect()));
             }
             Command::Glance { reply } => drop(reply.send(handle.snapshot())),

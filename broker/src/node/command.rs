@@ -4,8 +4,8 @@
 
 use crate::disk::DiskSnapshot;
 use crate::net::NetSnapshot;
-use corelog_core::shard::{Input, PartitionLag, PartitionSnapshot, ShardSnapshot};
-use corelog_wire::ids::{Offset, TopicPartition};
+use corelog_core::shard::{Input, PartitionLag, PartitionSnapshot, Reader, ShardSnapshot};
+use corelog_wire::ids::TopicPartition;
 use tokio::sync::{mpsc, oneshot};
 
 /// Commands that may wait for a shard.
@@ -28,11 +28,10 @@ pub enum Command {
         /// In the same order; `None` for one that is not here.
         reply: oneshot::Sender<Vec<Option<PartitionSnapshot>>>,
     },
-    /// How far consumers are behind in these partitions that go on at these offsets; see
-    /// [`Shard::lag`](corelog_core::shard::Shard::lag).
+    /// How far these are behind; see [`Shard::lag`](corelog_core::shard::Shard::lag).
     Lag {
-        /// Which, and where the consumer goes on.
-        rows: Vec<(TopicPartition, Option<Offset>)>,
+        /// Who, and where they go on.
+        rows: Vec<Reader>,
         /// In the same order; `None` for one that is not here.
         reply: oneshot::Sender<Vec<Option<PartitionLag>>>,
     },

@@ -185,9 +185,11 @@ impl Control {
         let id = altered?;
         let config = self.config_of(id);
         let known: Vec<TopicPartition> = self.leads.keys().copied().filter(|tp| tp.topic == id).collect();
-        for tp in known {
+        for &tp in &known {
             self.tell(tp, Input::Configure { tp, config: config.clone() }).await;
         }
+        // What was asked for holds from the answer on.
+        self.until_taken(known.iter().filter_map(|tp| self.placement.get(tp).copied()).collect()).await;
         self.lead_new(id).await?;
         Ok(Answer::AlterTopic(AlterTopicAnswer {}))
     }
@@ -216,9 +218,10 @@ impl Control {
             .map(|(number, partition)| (TopicPartition::new(id, number), partition.value.leader_epoch))
             .filter(|(tp, _)| !self.leads.contains_key(tp))
             .collect();
-        self.lead(granted).await?;
+        let led = self.lead(granted).await;
+        // Also what the store did not let be led: it is there, and others of the topic may have new settings.
         self.publish();
-        Ok(())
+        led
     }
 
     async fn lead(&mut self, granted: Vec<(TopicPartition, LeaderEpoch)>) -> Result<(), ControlError> {

@@ -16,6 +16,7 @@ use corelog_core::group::{
     self, Ask, AskId, Coordinator, CoordinatorSettings, GroupEffect, GroupInput, GroupName, GroupReply,
     Question, Topics,
 };
+use corelog_core::shard::Reader;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::frame::Kind;
 use corelog_wire::message::{Answer, Refusal, Request};
@@ -28,11 +29,14 @@ use tokio::task::JoinSet;
 pub use lag::LagMeter;
 use lag::Watchman;
 pub use protect::Protecting;
+use protect::Protector;
 
 /// How long a group is left alone after the store failed it.
 const STORE_RETRY: Duration = Duration::from_millis(100);
 /// How often shards are told what protected groups have read, and groups are looked at that retention may overtake.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long answers wait for shards that have to know before.
+const TAKEN_PATIENCE: Duration = Duration::from_secs(1);
 /// How long changes that are on their way may take when the broker stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -49,11 +53,11 @@ pub struct Groups {
     /// Reads and changes of the store that are under way.
     work: JoinSet<Done>,
     topics: watch::Receiver<Arc<Topics>>,
-    protecting: watch::Receiver<Arc<Protecting>>,
+    protector: Protector,
     meter: LagMeter,
     watchman: Watchman,
     /// The look at groups that retention may overtake.
-    look: JoinSet<Vec<(lag::Reader, Option<Duration>)>>,
+    look: JoinSet<Vec<(Reader, Option<Duration>)>>,
 }
 
 /// A request that the coordinator was asked about.
@@ -81,11 +85,12 @@ impl Groups {
         store: GroupStore,
         settings: CoordinatorSettings,
         mut topics: watch::Receiver<Arc<Topics>>,
-        mut protecting: watch::Receiver<Arc<Protecting>>,
+        protecting: watch::Receiver<Arc<Protecting>>,
         meter: LagMeter,
     ) -> Result<Self, GroupStoreError> {
         let known = Topics::clone(&topics.borrow_and_update());
-        let protected = protect::named(&protecting.borrow_and_update());
+        let mut protector = Protector::new(protecting, meter.clone());
+        let protected = protector.protected();
         let mut groups = Self {
             coordinator: Coordinator::new(known, settings),
             claims: BTreeMap::new(),
@@ -94,7 +99,7 @@ impl Groups {
             next_ask: 0,
             work: JoinSet::new(),
             topics,
-            protecting,
+            protector,
             meter,
             watchman: Watchman::default(),
             look: JoinSet::new(),
@@ -137,15 +142,19 @@ impl Groups {
                     let topics = Topics::clone(&self.topics.borrow_and_update());
                     self.tell(GroupInput::Topics(topics));
                 }
-                Ok(()) = self.protecting.changed() => {
-                    let protected = protect::named(&self.protecting.borrow_and_update());
+                () = self.protector.changed() => {
+                    let protected = self.protector.protected();
                     self.tell(GroupInput::Protected(protected));
                 }
                 Some(seen) = self.look.join_next() => {
                     self.watchman.seen(seen.unwrap_or_default(), self.coordinator.topics());
                 }
-                _ = looks.tick(), if self.look.is_empty() => {
-                    self.meter.tell_read(&self.protecting.borrow(), &self.coordinator);
+                _ = looks.tick() => {
+                    self.protector.tell_all(&self.coordinator);
+                    // One look at a time: a shard may take long to answer.
+                    if !self.look.is_empty() {
+                        continue;
+                    }
                     let readers = self.watchman.next(&self.coordinator);
                     if !readers.is_empty() {
                         self.look.spawn(self.meter.clone().look(readers));
@@ -184,9 +193,12 @@ impl Groups {
         let answer = match request {
             Request::ListGroups(list) => Answer::ListGroups(group::listed(&self.coordinator, &list)),
             Request::DescribeGroup(describe) => {
-                match group::described(&self.coordinator, &describe.group, answer_bytes_max) {
-                    Ok(answer) => {
-                        tokio::spawn(self.meter.clone().complete(answer, reply));
+                let described = group::named(&describe.group).and_then(|group| {
+                    Ok((group::described(&self.coordinator, &group, answer_bytes_max)?, group))
+                });
+                match described {
+                    Ok((answer, group)) => {
+                        tokio::spawn(self.meter.clone().complete(group, answer, reply));
                         return;
                     }
                     Err(refusal) => Answer::Refused { kind, refusal },
@@ -224,9 +236,13 @@ impl Groups {
     fn tell(&mut self, input: GroupInput) {
         let mut effects = Vec::new();
         self.coordinator.step(self.clock.now(), input, &mut effects);
+        let (mut answers, mut taken) = (Vec::new(), Vec::new());
         for effect in effects {
             match effect {
-                GroupEffect::Reply { ask_id, reply } => self.answer(ask_id, reply),
+                GroupEffect::Reply { ask_id, reply } => answers.extend(self.answer(ask_id, reply)),
+                GroupEffect::WentBack { partitions } => {
+                    taken.extend(self.protector.tell_back(&partitions, &self.coordinator));
+                }
                 GroupEffect::Load { group } => {
                     self.work.spawn(load(self.store.clone(), group));
                 }
@@ -244,11 +260,30 @@ impl Groups {
                 }
             }
         }
+        if taken.is_empty() {
+            return send(answers);
+        }
+        tokio::spawn(async move {
+            let all = async {
+                for word in taken {
+                    // A shard that ends keeps nothing for anybody.
+                    drop(word.await);
+                }
+            };
+            // One that is that slow removes nothing meanwhile either, and is told again.
+            drop(tokio::time::timeout(TAKEN_PATIENCE, all).await);
+            send(answers);
+        });
     }
 
-    fn answer(&mut self, ask_id: AskId, reply: GroupReply) {
-        let Some(Asked { kind, answer_bytes_max, reply: asker }) = self.asked.remove(&ask_id) else { return };
-        let answer = group::answer(kind, reply, self.coordinator.topics(), answer_bytes_max);
+    fn answer(&mut self, ask_id: AskId, reply: GroupReply) -> Option<(oneshot::Sender<Answer>, Answer)> {
+        let Asked { kind, answer_bytes_max, reply: asker } = self.asked.remove(&ask_id)?;
+        Some((asker, group::answer(kind, reply, self.coordinator.topics(), answer_bytes_max)))
+    }
+}
+
+fn send(answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
+    for (asker, answer) in answers {
         // An asker that left needs no answer.
         drop(asker.send(answer));
     }

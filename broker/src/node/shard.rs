@@ -7,8 +7,8 @@ use super::command::PartitionTraffic;
 use crate::disk::{DiskSnapshot, Results, ShardDisk};
 use crate::net::{Answers, FetchReady, Inbox};
 use crate::rt;
-use corelog_core::shard::{Input, PartitionLag, PartitionSnapshot, RequestId, Shard, ShardSnapshot};
-use corelog_wire::ids::{Offset, TopicPartition};
+use corelog_core::shard::{Input, PartitionLag, PartitionSnapshot, Reader, RequestId, Shard, ShardSnapshot};
+use corelog_wire::ids::TopicPartition;
 use corelog_wire::message::Answer;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -116,8 +116,8 @@ impl ShardHandle {
 
     /// How far a consumer is behind in a partition.
     #[must_use]
-    pub fn lag(&self, tp: TopicPartition, offset: Option<Offset>, now_ms: i64) -> Option<PartitionLag> {
-        self.shard.borrow().lag(tp, offset, now_ms)
+    pub fn lag(&self, reader: &Reader, now_ms: i64) -> Option<PartitionLag> {
+        self.shard.borrow().lag(reader, now_ms)
     }
 
     /// The partitions held, known to the metadata or not.

@@ -73,6 +73,8 @@ pub struct Plan {
     pub clean_end: Offset,
     /// Tombstones that were appended before go, in milliseconds since the Unix epoch.
     pub tombstones_before_ms: i64,
+    /// Tombstones from here on stay, whatever their age: somebody protected has not read them.
+    pub unread_from: Offset,
     /// Keys to know the newest offset of at once.
     pub keys_max: usize,
     /// Bytes of batches in one file.
@@ -253,11 +255,12 @@ impl Round {
             }
             Phase::Write { output, .. } => {
                 let (latest, mapped_end) = (&self.latest, self.mapped_end);
+                let unread_from = self.plan.unread_from;
                 let is_old = opened.append_timestamp_ms < self.plan.tombstones_before_ms;
                 let stays = |offset: Offset, record: &Record| {
                     let Some(key) = &record.key else { return true };
                     let superseded = latest.of(key).is_some_and(|newest| newest > offset);
-                    let forgotten = record.value.is_none() && is_old && offset < mapped_end;
+                    let forgotten = record.value.is_none() && is_old && offset < mapped_end.min(unread_from);
                     !superseded && !forgotten
                 };
                 output.take(batch, &opened, stays, codec)?;

@@ -185,6 +185,12 @@ pub enum GroupEffect {
         /// The group.
         group: GroupName,
     },
+    /// The group's offsets in these partitions went back, or are gone: who keeps records until it has read them should know
+    /// before the answers that follow are given.
+    WentBack {
+        /// Which.
+        partitions: Vec<TopicPartition>,
+    },
     /// Store what changed, all or nothing, if the claim still holds; answered by [`GroupInput::Stored`].
     Store {
         /// The group.

@@ -13,7 +13,7 @@ mod desk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use corelog_wire::ids::{Offset, TopicPartition};
+use corelog_wire::ids::{Offset, TopicId, TopicPartition};
 
 use super::asks::{Ask, AskId, Change, Committed, GroupEffect, GroupInput, GroupRefusal, GroupReply};
 use super::{GroupName, Membership, Topics};
@@ -86,12 +86,28 @@ impl Coordinator {
         Some((&group.membership, &group.offsets))
     }
 
-    /// The offset before which each of these groups has read the partition, as far as its commits are stored. A group that has
-    /// committed nothing there has read nothing.
+    /// For each partition of a topic the offset before which all of these groups have read it, as far as their commits are
+    /// stored. A group that has committed nothing there has read nothing.
     #[must_use]
-    pub fn read_up_to(&self, tp: TopicPartition, groups: &[GroupName]) -> Offset {
-        let committed = |group| Some(self.group(group)?.1.get(&tp)?.offset);
-        groups.iter().map(|group| committed(group).unwrap_or(Offset::ZERO)).min().unwrap_or(Offset::ZERO)
+    pub fn read_up_to(&self, topic: TopicId, partitions: u32, groups: &[GroupName]) -> Vec<Offset> {
+        let mut read: Option<Vec<Offset>> = None;
+        for group in groups {
+            let committed = self.group(group).map(|(_, offsets)| {
+                offsets.range(TopicPartition::new(topic, 0)..TopicPartition::new(topic, partitions))
+            });
+            let mut committed = committed.into_iter().flatten().peekable();
+            let offsets = (0..partitions).map(|partition| {
+                let here = committed.next_if(|(tp, _)| tp.partition == partition);
+                here.map_or(Offset::ZERO, |(_, committed)| committed.offset)
+            });
+            read = Some(match read {
+                None => offsets.collect(),
+                Some(least) => {
+                    least.into_iter().zip(offsets).map(|(least, offset)| least.min(offset)).collect()
+                }
+            });
+        }
+        read.unwrap_or_default()
     }
 
     /// The topics that exist, by name.

@@ -27,4 +27,4 @@ pub use wishes::{
     MEMBER_TEXT_BYTES_MAX, MemberInfo, SESSION_TIMEOUT_MAX, SESSION_TIMEOUT_MIN, SUBSCRIPTION_MAX,
     WishRefusal,
 };
-pub use words::{Question, answer, described, listed};
+pub use words::{Question, answer, described, listed, named};

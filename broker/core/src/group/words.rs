@@ -54,7 +54,11 @@ impl Question {
     }
 }
 
-fn named(group: &str) -> Result<GroupName, Refusal> {
+/// A group's name as a request has it.
+///
+/// # Errors
+/// `INVALID_GROUP`: it is none.
+pub fn named(group: &str) -> Result<GroupName, Refusal> {
     GroupName::new(group).map_err(invalid)
 }
 
@@ -213,12 +217,11 @@ pub fn listed(coordinator: &Coordinator, request: &ListGroupsRequest) -> ListGro
 /// A refusal if there is no such group, or the answer would have more bytes than it may.
 pub fn described(
     coordinator: &Coordinator,
-    group: &str,
+    group: &GroupName,
     bytes_max: u64,
 ) -> Result<DescribeGroupAnswer, Refusal> {
-    let name = named(group)?;
-    let Some((membership, offsets)) = coordinator.group(&name) else {
-        let what = format!("group {group:?} has neither members nor offsets");
+    let Some((membership, offsets)) = coordinator.group(group) else {
+        let what = format!("group {:?} has neither members nor offsets", group.as_str());
         return Err(Refusal::new(ErrorCode::UnknownGroup, what));
     };
     let record = membership.record();

@@ -91,6 +91,7 @@ impl Shard {
             start: partition.start_target,
             clean_end: partition.log.clean_end(),
             tombstones_before_ms: now_ms.saturating_sub(kept_ms),
+            unread_from: partition.unread_from(),
             keys_max: COMPACTION_KEYS_MAX,
             segment_bytes: config.segment_bytes,
             first_use: SegmentUse(self.compacted_use.0 + 1),

@@ -8,7 +8,6 @@ use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, ListedRow};
-use std::sync::Arc;
 
 /// The effects of one or more steps, grouped by hand. Reused from turn to turn: the hands drain it.
 #[derive(Debug, Default)]
@@ -253,7 +252,7 @@ pub enum Note {
         /// The partition.
         tp: TopicPartition,
         /// Those that it protects.
-        groups: Arc<[GroupName]>,
+        groups: Vec<GroupName>,
         /// All of them have read and committed what lies before this.
         read_up_to: Offset,
     },

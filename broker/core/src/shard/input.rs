@@ -8,7 +8,6 @@ use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Acks, ListOffsetsRow};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Names a request until its answer; made by the hands, opaque here. Unique among the requests under way.
@@ -36,7 +35,7 @@ pub enum Input {
     },
     /// How far the groups have read that partitions protect from retention. Until a partition is told, and again when it
     /// protects others, all it has is unread.
-    Read(Vec<ReadUpTo>),
+    GroupsRead(Vec<ReadUpTo>),
     /// A tombstone says that the topic is gone: remove the partition and all it has.
     Remove {
         /// The partition.
@@ -129,15 +128,13 @@ pub enum Input {
     Drain,
 }
 
-/// How far groups have read a partition.
+/// How far groups have read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadUpTo {
-    /// The partition.
-    pub tp: TopicPartition,
     /// Which groups; told to a partition that protects others by now, it says nothing.
-    pub groups: Arc<[GroupName]>,
-    /// All of them go on here or further.
-    pub offset: Offset,
+    pub groups: Vec<GroupName>,
+    /// Partitions, and offsets where all of the groups go on, or further.
+    pub rows: Vec<(TopicPartition, Offset)>,
 }
 
 /// Why a write to a segment or a checkpoint failed.

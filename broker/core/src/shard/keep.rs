@@ -11,7 +11,7 @@ use crate::log::{Log, Segment};
 use crate::time::Now;
 use crate::topic::TopicConfig;
 use corelog_wire::error::ErrorCode;
-use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
+use corelog_wire::ids::{LeaderEpoch, Offset, TopicId, TopicPartition};
 use corelog_wire::message::{Answer, DeleteRecordsAnswer, DeletedRow};
 
 /// A delete-records request that waits for its entries.
@@ -46,7 +46,10 @@ impl Shard {
             return;
         }
         partition.configure(config);
-        partition.epoch = Some(epoch);
+        if partition.epoch.replace(epoch) != Some(epoch) {
+            // Groups may have gone back while another led.
+            partition.read_up_to = None;
+        }
         self.seal_complete(tp, out);
     }
 
@@ -56,10 +59,12 @@ impl Shard {
         }
     }
 
-    pub(super) fn read_up_to(&mut self, rows: Vec<ReadUpTo>) {
-        for ReadUpTo { tp, groups, offset } in rows {
-            if let Some(partition) = self.partitions.get_mut(&tp) {
-                partition.read_up_to(&groups, offset);
+    pub(super) fn take_read(&mut self, words: &[ReadUpTo]) {
+        for ReadUpTo { groups, rows } in words {
+            for (tp, offset) in rows {
+                if let Some(partition) = self.partitions.get_mut(tp) {
+                    partition.take_read(groups, *offset);
+                }
             }
         }
     }
@@ -230,6 +235,16 @@ impl Shard {
             })
             .min();
         oldest.is_some_and(|(_, from, to)| self.advance_log_start(from, to, "disk_bytes_max", out))
+    }
+
+    /// Whether a whole segment of the topic on this shard would go if a protected group had read it.
+    pub(super) fn has_unread(&self, topic: TopicId) -> bool {
+        let partitions = self.partitions.range(TopicPartition::new(topic, 0)..);
+        partitions.take_while(|(tp, _)| tp.topic == topic).any(|(_, partition)| {
+            let mut later =
+                partition.log.segments.iter().filter(|segment| segment.end > partition.start_target);
+            later.next().is_some_and(|oldest| oldest.base < oldest.end && !partition.may_expire(oldest.end))
+        })
     }
 
     pub(super) fn delete_records(

@@ -2,6 +2,7 @@
 
 use super::Shard;
 use super::partition::Partition;
+use crate::group::GroupName;
 use corelog_wire::ids::{Offset, TopicPartition};
 use std::time::Duration;
 
@@ -11,6 +12,17 @@ const RATE_WINDOW_MS: i64 = 60_000;
 const RISK_SHARE: u64 = 5;
 /// See [`risk_within`].
 const RISK_MAX: Duration = Duration::from_hours(1);
+
+/// A consumer's place in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reader {
+    /// Its group.
+    pub group: GroupName,
+    /// The partition.
+    pub tp: TopicPartition,
+    /// The next record that it reads; none: it has not come to any.
+    pub next: Option<Offset>,
+}
 
 /// How far a consumer is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +42,13 @@ pub struct PartitionLag {
 }
 
 impl Shard {
-    /// How far a consumer is behind that goes on at `offset`; at the start of the log if it has none. None for a partition
+    /// How far a consumer is behind; one that has come to no record yet goes on at the start of the log. None for a partition
     /// that is not here.
     #[must_use]
-    pub fn lag(&self, tp: TopicPartition, offset: Option<Offset>, now_ms: i64) -> Option<PartitionLag> {
-        let partition = self.partitions.get(&tp)?;
+    pub fn lag(&self, reader: &Reader, now_ms: i64) -> Option<PartitionLag> {
+        let partition = self.partitions.get(&reader.tp)?;
         let (log_start, high_watermark) = (partition.log.log_start(), partition.high_watermark());
-        let next = offset.map_or(log_start, |offset| offset.max(log_start));
+        let next = reader.next.map_or(log_start, |next| next.max(log_start));
         let nothing = PartitionLag {
             log_start,
             high_watermark,
@@ -50,8 +62,12 @@ impl Shard {
         }
         let unread = partition.log.ages.unread(next, &partition.log.segments);
         let Some(unread) = unread else { return Some(nothing) };
-        let is_overtaken = offset.is_some_and(|offset| offset < log_start);
-        let left = if is_overtaken { Some(Duration::ZERO) } else { overtaken_in(partition, next, now_ms) };
+        let is_overtaken = reader.next.is_some_and(|next| next < log_start);
+        let left = match is_overtaken {
+            true => Some(Duration::ZERO),
+            false if partition.protects(&reader.group) => None,
+            false => overtaken_in(partition, next, now_ms),
+        };
         Some(PartitionLag {
             bytes: unread.bytes,
             behind: millis(now_ms.saturating_sub(unread.since_ms)),
@@ -62,10 +78,10 @@ impl Shard {
     }
 }
 
-/// How long until the segment that holds `next` goes; none while a protected group has not read it.
+/// How long until the segment that holds `next` goes, if nobody holds it back.
 fn overtaken_in(partition: &Partition, next: Offset, now_ms: i64) -> Option<Duration> {
     let (config, log) = (partition.config.as_ref()?, &partition.log);
-    let segment = log.segments.holding(next).filter(|segment| partition.may_expire(segment.end))?;
+    let segment = log.segments.holding(next)?;
     let by_time = config.retention_ms.map(|retention_ms| {
         let retention_ms = i64::try_from(retention_ms).unwrap_or(i64::MAX);
         millis(segment.last_append_ms.saturating_add(retention_ms).saturating_sub(now_ms))

@@ -28,7 +28,7 @@ pub use effects::{
     SegmentRead, SegmentSeal, SegmentStart, Slice, Source,
 };
 pub use input::{DiskFailure, Fetch, FetchRow, Input, Produce, ProduceRow, ReadUpTo, RequestId};
-pub use lag::PartitionLag;
+pub use lag::{PartitionLag, Reader};
 pub use produce::AppendRefusal;
 
 use crate::journal::{Packer, Position, Ring, SegmentId, SegmentUse, Session};
@@ -305,7 +305,7 @@ impl Shard {
         match input {
             Input::Lead { tp, epoch, config } => self.lead(tp, epoch, config, out),
             Input::Configure { tp, config } => self.configure(tp, config),
-            Input::Read(rows) => self.read_up_to(rows),
+            Input::GroupsRead(words) => self.take_read(&words),
             Input::Remove { tp } => self.remove(tp, out),
             Input::Produce(request) => self.produce(now, request, out),
             Input::Fetch(request) => self.fetch(now, request, out),

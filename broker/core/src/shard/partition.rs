@@ -13,7 +13,6 @@ use crate::time::Instant;
 use crate::topic::{Durability, FullPolicy, TopicConfig};
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 
 /// A row of a produce request that waits for its batch to be durable.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +53,7 @@ pub(super) struct Partition {
     /// Where the log start is going; its entry waits for a commit.
     pub start_target: Offset,
     /// Before this, every protected group has read; none until the first word of it.
-    pub unread_from: Option<Offset>,
+    pub read_up_to: Option<Offset>,
     /// Since when retention waits for a protected group to read, and whether that was said.
     pub waits: Option<(Instant, bool)>,
     /// A tombstone's entry waits for a commit.
@@ -75,7 +74,7 @@ impl Partition {
             undestaged: None,
             shown: Offset::ZERO,
             start_target,
-            unread_from: None,
+            read_up_to: None,
             waits: None,
             removing: false,
         }
@@ -111,24 +110,27 @@ impl Partition {
     /// Takes new settings.
     pub(super) fn configure(&mut self, config: TopicConfig) {
         self.shown = self.high_watermark();
-        if self.config.as_ref().is_none_or(|before| before.protect_groups != config.protect_groups) {
-            (self.unread_from, self.waits) = (None, None);
+        if self.config.as_ref().is_none_or(|before| before.protect_groups != config.protect_groups)
+            && !cfg!(mutant = "protection_keeps_the_word_of_former_groups")
+        {
+            (self.read_up_to, self.waits) = (None, None);
         }
         self.config = Some(config);
     }
 
     /// Takes how far these groups have read, if they are those that it protects.
-    pub(super) fn read_up_to(&mut self, groups: &[GroupName], offset: Offset) {
-        if self.config.as_ref().is_some_and(|config| *config.protect_groups == *groups) {
-            self.unread_from = Some(offset);
+    pub(super) fn take_read(&mut self, groups: &[GroupName], offset: Offset) {
+        if self.config.as_ref().is_some_and(|config| {
+            config.protect_groups == groups || cfg!(mutant = "protection_trusts_a_word_of_others")
+        }) {
+            self.read_up_to = Some(offset);
         }
     }
 
     /// Takes whether retention waits for a protected group; says so once when that goes on for long.
     pub(super) fn note_waiting(&mut self, waits: bool, now: Instant) -> Option<Note> {
         // Nothing is known of the groups before the first word of them.
-        let read_up_to = self.unread_from.filter(|_| waits);
-        let Some(read_up_to) = read_up_to else {
+        let Some(read_up_to) = self.read_up_to.filter(|_| waits) else {
             self.waits = None;
             return None;
         };
@@ -137,16 +139,27 @@ impl Partition {
             return None;
         }
         *said = true;
-        let groups = Arc::clone(&self.config.as_ref()?.protect_groups);
+        let groups = self.config.as_ref()?.protect_groups.clone();
         Some(Note::RetentionWaits { tp: self.tp(), groups, read_up_to })
+    }
+
+    /// Whether retention waits until this group has read.
+    pub(super) fn protects(&self, group: &GroupName) -> bool {
+        self.config.as_ref().is_some_and(|config| config.protect_groups.contains(group))
+    }
+
+    /// From here on a protected group still has to read; the end of all offsets if nobody is protected.
+    pub(super) fn unread_from(&self) -> Offset {
+        let protects = self.config.as_ref().is_some_and(|config| !config.protect_groups.is_empty());
+        if !protects || cfg!(mutant = "retention_takes_what_is_unread") {
+            return Offset::new(u64::MAX);
+        }
+        self.read_up_to.unwrap_or(Offset::ZERO)
     }
 
     /// Whether retention may take what lies before this offset: nobody protected still has to read it.
     pub(super) fn may_expire(&self, end: Offset) -> bool {
-        let protects = self.config.as_ref().is_some_and(|config| !config.protect_groups.is_empty());
-        !protects
-            || self.unread_from.is_some_and(|unread| end <= unread)
-            || cfg!(mutant = "retention_takes_what_is_unread")
+        end <= self.unread_from()
     }
 
     /// Whether a full disk may take what lies before this offset.

@@ -18,7 +18,9 @@ use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use corelog_wire::message::{Acks, Answer, ProduceAnswer, ProducedRow};
 use corelog_wire::records::Records;
 use std::collections::VecDeque;
-use std::sync::Arc;
+
+/// Groups that a refusal names.
+const NAMES_MAX: usize = 3;
 
 /// A produce request that waits for flushes.
 #[derive(Debug)]
@@ -86,7 +88,7 @@ pub enum AppendRefusal {
     )]
     DiskFullOfUnread {
         /// The topic's `protect_groups`.
-        groups: Arc<[GroupName]>,
+        groups: Vec<GroupName>,
     },
     /// More replicas are required than there are.
     #[error("acks=all needs {needed} in-sync replicas; there is 1")]
@@ -422,18 +424,21 @@ impl Shard {
         Ok(())
     }
 
-    /// Why a batch for the partition finds no room.
+    /// Why a batch for the partition finds no room: because of what has to be read first, if there is any.
     fn full(&self, tp: TopicPartition) -> AppendRefusal {
         let groups = self.leading(tp).ok().map(|(_, config)| &config.protect_groups);
-        match groups.filter(|groups| !groups.is_empty()) {
-            Some(groups) => AppendRefusal::DiskFullOfUnread { groups: Arc::clone(groups) },
+        match groups.filter(|groups| !groups.is_empty() && self.has_unread(tp.topic)) {
+            Some(groups) => AppendRefusal::DiskFullOfUnread { groups: groups.clone() },
             None => AppendRefusal::DiskFull,
         }
     }
 }
 
+/// The first of them, and how many there are beside.
 fn names(groups: &[GroupName]) -> String {
-    groups.iter().map(GroupName::as_str).collect::<Vec<_>>().join(", ")
+    let (first, others) = groups.split_at(groups.len().min(NAMES_MAX));
+    let first = first.iter().map(GroupName::as_str).collect::<Vec<_>>().join(", ");
+    if others.is_empty() { first } else { format!("{first} and {} more", others.len()) }
 }
 
 /// The size of a record in the batch that has more bytes than `bytes_max`. Looks at records only if the body as a whole is

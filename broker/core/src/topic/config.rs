@@ -6,7 +6,6 @@
 mod setting;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -199,7 +198,7 @@ pub struct TopicConfig {
     /// What gives way at the disk budget.
     pub full_policy: FullPolicy,
     /// Groups before whose offsets retention stops, in the order of their names.
-    pub protect_groups: Arc<[GroupName]>,
+    pub protect_groups: Vec<GroupName>,
     /// What happens past retention.
     pub cleanup_policy: CleanupPolicy,
     /// How long compaction keeps a tombstone, so that readers see it.
@@ -265,7 +264,7 @@ impl TopicConfig {
             ConfigKey::FullPolicy => ConfigValue::FullPolicy(self.full_policy),
             ConfigKey::MinCompactionLagMs => ConfigValue::Number(self.min_compaction_lag_ms),
             ConfigKey::MinInsyncReplicas => ConfigValue::Number(u64::from(self.min_insync_replicas)),
-            ConfigKey::ProtectGroups => ConfigValue::Groups(Arc::clone(&self.protect_groups)),
+            ConfigKey::ProtectGroups => ConfigValue::Groups(self.protect_groups.clone()),
             ConfigKey::RecordBytesMax => ConfigValue::Number(self.record_bytes_max),
             ConfigKey::RetentionBytes => bound(self.retention_bytes),
             ConfigKey::RetentionMs => bound(self.retention_ms),
@@ -283,7 +282,7 @@ impl TopicConfig {
             durability: Durability::Disk,
             min_insync_replicas: if replicas >= 3 { 2 } else { 1 },
             full_policy: FullPolicy::BlockProducer,
-            protect_groups: Arc::new([]),
+            protect_groups: Vec::new(),
             cleanup_policy: CleanupPolicy::Delete,
             delete_retention_ms: DELETE_RETENTION_MS_DEFAULT,
             min_compaction_lag_ms: 0,
@@ -326,7 +325,7 @@ impl TopicConfig {
             (ConfigKey::FullPolicy, ConfigValue::FullPolicy(p)) => self.full_policy = *p,
             (ConfigKey::CleanupPolicy, ConfigValue::CleanupPolicy(p)) => self.cleanup_policy = *p,
             (ConfigKey::ProtectGroups, ConfigValue::Groups(groups)) => {
-                self.protect_groups = Arc::clone(groups);
+                self.protect_groups.clone_from(groups);
             }
             (key, value) => unreachable!("{key} cannot hold {value:?}"),
         }

@@ -187,6 +187,8 @@ impl Broker {
     fn wish(&mut self, effect: GroupEffect) -> Option<Wish> {
         Some(match effect {
             GroupEffect::Load { .. } => Wish::Read,
+            // No shard removes records here.
+            GroupEffect::WentBack { .. } => return None,
             GroupEffect::Store { change, pages, .. } => {
                 Wish::Write(Box::new(Change { claim: self.claim, becomes: change, pages }))
             }

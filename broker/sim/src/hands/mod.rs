@@ -364,7 +364,10 @@ impl Hands {
     fn finish(&mut self, then: Then, result: Result<(), DiskError>, tools: &mut Tools<'_>) {
         let failed = result.is_err();
         let input = match then {
-            Then::Commit(at) if failed => Input::CommitFailed { at },
+            Then::Commit(at) if failed => {
+                self.shadow.commit_failed(at);
+                Input::CommitFailed { at }
+            }
             Then::Commit(at) => Input::CommitFlushed { at },
             Then::Extent(segment, file_position) => match result {
                 Ok(()) => {
@@ -446,7 +449,7 @@ fn record_input(input: &Input, trace: &mut Trace) {
     let (kind, number): (&'static str, u64) = match input {
         Input::Lead { epoch, .. } => ("lead", u64::from(epoch.get())),
         Input::Configure { .. } => ("configure", 0),
-        Input::Read(rows) => ("read", rows.len() as u64),
+        Input::GroupsRead(words) => ("groups read", words.len() as u64),
         Input::Remove { tp } => ("remove", u64::from(tp.partition)),
         Input::Produce(request) => ("produce", request.request.0),
         Input::Fetch(request) => ("fetch", request.request.0),

@@ -9,7 +9,6 @@ use corelog_core::limits::GROWTH_STEP_BYTES;
 use corelog_core::topic::FullPolicy;
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::TopicPartition;
-use std::sync::Arc;
 
 /// How often it is looked whether everything has its answer.
 const RECHECK: u64 = 500 * MILLIS;
@@ -29,7 +28,7 @@ impl Sim {
             let config = &mut self.topics[topic].config;
             if config.full_policy != FullPolicy::DropOldest {
                 config.full_policy = FullPolicy::BlockProducer;
-                config.protect_groups = Arc::new([]);
+                config.protect_groups.clear();
                 config.retention_bytes = Some(config.segment_bytes);
                 self.configure_topic(topic);
             }

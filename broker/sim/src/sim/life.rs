@@ -217,6 +217,7 @@ impl Sim {
         self.incarnation += 1;
         self.requests.clear();
         self.read_up_to.clear();
+        self.going_back.clear();
         for index in 0..self.seats.len() {
             let seat = std::mem::replace(&mut self.seats[index], Seat::Empty(Shadow::new(0)));
             self.seats[index] = Seat::Empty(match seat {

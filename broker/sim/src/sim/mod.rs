@@ -149,6 +149,8 @@ pub struct Sim {
     audited: Vec<Waits>,
     /// How far the groups have read that topics protect, as the shards were told since they are up.
     read_up_to: BTreeMap<TopicPartition, Offset>,
+    /// How far they had read who went back, until the shard has taken that.
+    going_back: BTreeMap<TopicPartition, Offset>,
 }
 
 /// What an audit waits for: a partition, the offset reached and the one to reach.
@@ -190,6 +192,7 @@ impl Sim {
             verdicts: (0, 0),
             audited: Vec::new(),
             read_up_to: BTreeMap::new(),
+            going_back: BTreeMap::new(),
             plan,
         };
         sim.begin();
@@ -414,6 +417,8 @@ impl Sim {
         }
         if more {
             self.turn_soon(shard);
+        } else {
+            self.gone_back(shard);
         }
         if deadline < self.tick_at[index] {
             let at = deadline.max(self.world.nanos() + MICROS);
@@ -428,6 +433,9 @@ impl Sim {
             return;
         }
         self.tick_at[index] = u64::MAX;
+        if self.chance.percent(1) {
+            self.protect_others();
+        }
         self.read_on(shard);
         self.tell(shard, Input::Tick);
     }

@@ -3,9 +3,9 @@
 use crate::net::{Place, View};
 use crate::node::command::{Command, ShardLink};
 use corelog_core::group::{Committed, Coordinator, GroupName, Topics};
-use corelog_core::shard::PartitionLag;
+use corelog_core::shard::{PartitionLag, Reader};
 use corelog_wire::ids::{Offset, ShardId, TopicPartition};
-use corelog_wire::message::{Answer, DescribeGroupAnswer, GroupLag};
+use corelog_wire::message::{Answer, DescribeGroupAnswer, GroupLag, GroupPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,6 @@ use tokio::sync::{oneshot, watch};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Places that are looked at together.
 const READERS_AT_ONCE: usize = 10_000;
-
-/// A partition, and where a consumer goes on in it.
-type Row = (TopicPartition, Option<Offset>);
 
 /// Knows whom to ask.
 #[derive(Clone, Debug)]
@@ -30,35 +27,39 @@ pub struct LagMeter {
 
 impl LagMeter {
     /// Adds to a description what only shards know, and answers with it.
-    pub(super) async fn complete(self, mut answer: DescribeGroupAnswer, reply: oneshot::Sender<Answer>) {
-        let rows = answer.partitions.iter().map(|row| (row.tp, row.committed)).collect();
-        for (row, lag) in answer.partitions.iter_mut().zip(self.ask(rows).await) {
+    pub(super) async fn complete(
+        self,
+        group: GroupName,
+        mut answer: DescribeGroupAnswer,
+        reply: oneshot::Sender<Answer>,
+    ) {
+        let reader = |row: &GroupPartition| Reader { group: group.clone(), tp: row.tp, next: row.committed };
+        let readers = answer.partitions.iter().map(reader).collect();
+        for (row, lag) in answer.partitions.iter_mut().zip(self.ask(readers).await) {
             row.lag = lag.map(told);
         }
         // An asker that left needs no answer.
         drop(reply.send(Answer::DescribeGroup(answer)));
     }
 
-    /// Which of these, that go on at these offsets, retention is about to overtake, and when.
-    pub(super) async fn look(self, rows: Vec<Reader>) -> Vec<(Reader, Option<Duration>)> {
-        let places = rows.iter().map(|reader| (reader.tp, Some(reader.offset))).collect();
+    /// Which of these retention is about to overtake, and when.
+    pub(super) async fn look(self, readers: Vec<Reader>) -> Vec<(Reader, Option<Duration>)> {
         let risk = |lag: PartitionLag| lag.overtaken_in.filter(|_| lag.is_at_risk);
-        let lags = self.ask(places).await;
+        let lags = self.ask(readers.clone()).await;
         // Of whom nothing was learnt, nothing is said.
-        rows.into_iter().zip(lags).filter_map(|(reader, lag)| Some((reader, risk(lag?)))).collect()
+        readers.into_iter().zip(lags).filter_map(|(reader, lag)| Some((reader, risk(lag?)))).collect()
     }
 
-    /// How far consumers are behind that go on at these offsets, in their order. A shard that does not say so in time
-    /// leaves its own out.
-    async fn ask(&self, rows: Vec<Row>) -> Vec<Option<PartitionLag>> {
+    /// How far these are behind, in their order. A shard that does not say so in time leaves its own out.
+    async fn ask(&self, readers: Vec<Reader>) -> Vec<Option<PartitionLag>> {
         let view = Arc::clone(&self.views.borrow());
-        let mut lags = vec![None; rows.len()];
-        let mut by_shard: BTreeMap<ShardId, (Vec<usize>, Vec<Row>)> = BTreeMap::new();
-        for (number, row) in rows.into_iter().enumerate() {
-            if let Place::Shard(shard) = view.place(row.0) {
+        let mut lags = vec![None; readers.len()];
+        let mut by_shard: BTreeMap<ShardId, (Vec<usize>, Vec<Reader>)> = BTreeMap::new();
+        for (number, reader) in readers.into_iter().enumerate() {
+            if let Place::Shard(shard) = view.place(reader.tp) {
                 let (numbers, rows) = by_shard.entry(shard).or_default();
                 numbers.push(number);
-                rows.push(row);
+                rows.push(reader);
             }
         }
         for (shard, (numbers, rows)) in by_shard {
@@ -75,14 +76,6 @@ impl LagMeter {
         }
         lags
     }
-}
-
-/// A group's place in a partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Reader {
-    pub(super) group: GroupName,
-    pub(super) tp: TopicPartition,
-    pub(super) offset: Offset,
 }
 
 /// Says once when retention is about to overtake a group, and again after it was out of danger.
@@ -107,7 +100,7 @@ impl Watchman {
             let reader = |(&tp, committed): (&TopicPartition, &Committed)| Reader {
                 group: name.clone(),
                 tp,
-                offset: committed.offset,
+                next: Some(committed.offset),
             };
             readers.extend(offsets.iter().map(reader));
         }
@@ -120,7 +113,7 @@ impl Watchman {
 
     /// Takes what was seen.
     pub(super) fn seen(&mut self, seen: Vec<(Reader, Option<Duration>)>, topics: &Topics) {
-        for (Reader { group, tp, offset }, risk) in seen {
+        for (Reader { group, tp, next }, risk) in seen {
             let Some(left) = risk else {
                 self.warned.remove(&(group, tp));
                 continue;
@@ -128,7 +121,7 @@ impl Watchman {
             if self.warned.insert((group.clone(), tp)) {
                 let topic = topics.iter().find(|(_, (id, _))| *id == tp.topic).map_or("", |(name, _)| name);
                 tracing::warn!(
-                    %group, topic, partition = tp.partition, %offset, seconds_left = left.as_secs_f64(),
+                    %group, topic, partition = tp.partition, offset = next.map(Offset::get), seconds_left = left.as_secs_f64(),
                     "retention is about to delete records that a consumer group has not read"
                 );
             }

@@ -1,46 +1,131 @@
 //! Groups that topics protect from retention: tells the shards how far they have read.
 //!
-//! Part of the group actor. Invariants: only what the store confirmed counts as read; a word that is lost is said again with
-//! the next look. Refuses to know what a shard does with it.
+//! Part of the group actor. Invariants: only what the store confirmed counts as read; a shard has one picture at most on its
+//! way, and one that was lost is made good by the next; when a group goes back, shards have been told before its client is
+//! answered. Refuses to know what a shard does with it.
 
 use super::lag::LagMeter;
 use crate::net::Place;
-use crate::node::command::Command;
+use crate::node::command::{Command, ShardLink};
 use corelog_core::group::{Coordinator, GroupName};
 use corelog_core::shard::{Input, ReadUpTo};
-use corelog_wire::ids::{ShardId, TopicId, TopicPartition};
+use corelog_wire::ids::{Offset, ShardId, TopicId, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use tokio::sync::{oneshot, watch};
 
 /// Topics that protect groups: how many partitions each has, and whom it protects.
-pub type Protecting = BTreeMap<TopicId, (u32, Arc<[GroupName]>)>;
+pub type Protecting = BTreeMap<TopicId, (u32, Vec<GroupName>)>;
 
-/// Everybody whom a topic protects.
-pub(super) fn named(protecting: &Protecting) -> BTreeSet<GroupName> {
-    protecting.values().flat_map(|(_, groups)| groups.iter().cloned()).collect()
+/// What is to be told to each shard.
+type Words = BTreeMap<ShardId, Vec<ReadUpTo>>;
+
+/// Partitions in one command, about.
+const ROWS_AT_ONCE: usize = 1_000;
+
+/// What has to be told, and to whom.
+#[derive(Debug)]
+pub(super) struct Protector {
+    protecting: watch::Receiver<Arc<Protecting>>,
+    meter: LagMeter,
+    /// Pictures that shards have not taken yet.
+    under_way: BTreeMap<ShardId, oneshot::Receiver<()>>,
 }
 
-impl LagMeter {
-    /// Tells every shard how far protected groups have read. One that has no room for the word hears the next.
-    pub(super) fn tell_read(&self, protecting: &Protecting, coordinator: &Coordinator) {
-        let view = Arc::clone(&self.views.borrow());
-        let mut by_shard: BTreeMap<ShardId, Vec<ReadUpTo>> = BTreeMap::new();
-        for (&topic, (partitions, groups)) in protecting {
-            for tp in (0..*partitions).map(|partition| TopicPartition::new(topic, partition)) {
-                if let Place::Shard(shard) = view.place(tp) {
-                    let offset = coordinator.read_up_to(tp, groups);
-                    by_shard.entry(shard).or_default().push(ReadUpTo {
-                        tp,
-                        groups: Arc::clone(groups),
-                        offset,
-                    });
-                }
-            }
-        }
-        for (shard, rows) in by_shard {
-            if let Some(link) = self.shards.get(usize::from(shard.get())) {
-                drop(link.try_send(Command::Input(Input::Read(rows))));
-            }
+impl Protector {
+    pub(super) fn new(protecting: watch::Receiver<Arc<Protecting>>, meter: LagMeter) -> Self {
+        Self { protecting, meter, under_way: BTreeMap::new() }
+    }
+
+    /// Waits until topics protect others, maybe. Never, when nobody says so any more.
+    pub(super) async fn changed(&mut self) {
+        if self.protecting.changed().await.is_err() {
+            std::future::pending().await
         }
     }
+
+    /// Everybody whom a topic protects.
+    pub(super) fn protected(&mut self) -> BTreeSet<GroupName> {
+        let protecting = self.protecting.borrow_and_update();
+        protecting.values().flat_map(|(_, groups)| groups.iter().cloned()).collect()
+    }
+
+    /// Tells every shard that took the last picture how far protected groups have read.
+    pub(super) fn tell_all(&mut self, coordinator: &Coordinator) {
+        self.under_way
+            .retain(|_, taken| matches!(taken.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+        let mut by_shard = Words::new();
+        for (&topic, (partitions, groups)) in &**self.protecting.borrow() {
+            let offsets = coordinator.read_up_to(topic, *partitions, groups);
+            let rows =
+                (0..).zip(offsets).map(|(number, offset)| (TopicPartition::new(topic, number), offset));
+            self.add(groups, rows, &mut by_shard);
+        }
+        by_shard.retain(|shard, _| !self.under_way.contains_key(shard));
+        self.under_way.extend(self.send(by_shard));
+    }
+
+    /// Tells shards at once of partitions where a group went back. Each word comes when a shard has taken that.
+    pub(super) fn tell_back(
+        &self,
+        partitions: &[TopicPartition],
+        coordinator: &Coordinator,
+    ) -> Vec<oneshot::Receiver<()>> {
+        let mut by_shard = Words::new();
+        let protecting = self.protecting.borrow();
+        for &tp in partitions {
+            let Some((count, groups)) = protecting.get(&tp.topic) else { continue };
+            let offsets = coordinator.read_up_to(tp.topic, *count, groups);
+            let offset = usize::try_from(tp.partition).ok().and_then(|at| offsets.get(at).copied());
+            self.add(groups, offset.map(|offset| (tp, offset)), &mut by_shard);
+        }
+        self.send(by_shard).into_values().collect()
+    }
+
+    /// Adds what groups have read to the words to the shards that lead there.
+    fn add(
+        &self,
+        groups: &[GroupName],
+        rows: impl IntoIterator<Item = (TopicPartition, Offset)>,
+        by_shard: &mut Words,
+    ) {
+        let view = self.meter.views.borrow();
+        let mut here: BTreeMap<ShardId, Vec<(TopicPartition, Offset)>> = BTreeMap::new();
+        for row in rows {
+            if let Place::Shard(shard) = view.place(row.0) {
+                here.entry(shard).or_default().push(row);
+            }
+        }
+        for (shard, rows) in here {
+            // In pieces, so that a shard's step stays short.
+            let pieces = rows.chunks(ROWS_AT_ONCE);
+            let words = pieces.map(|rows| ReadUpTo { groups: groups.to_vec(), rows: rows.to_vec() });
+            by_shard.entry(shard).or_default().extend(words);
+        }
+    }
+
+    fn send(&self, by_shard: Words) -> BTreeMap<ShardId, oneshot::Receiver<()>> {
+        let sent = by_shard.into_iter().filter_map(|(shard, words)| {
+            let link = self.meter.shards.get(usize::from(shard.get()))?;
+            Some((shard, send(link, words)?))
+        });
+        sent.collect()
+    }
+}
+
+/// The word that a shard has taken these; none if it has no room for them.
+fn send(link: &ShardLink, words: Vec<ReadUpTo>) -> Option<oneshot::Receiver<()>> {
+    let (mut together, mut rows) = (Vec::new(), 0);
+    for word in words {
+        rows += word.rows.len();
+        together.push(word);
+        if rows >= ROWS_AT_ONCE {
+            rows = 0;
+            link.try_send(Command::Input(Input::GroupsRead(std::mem::take(&mut together)))).ok()?;
+        }
+    }
+    link.try_send(Command::Input(Input::GroupsRead(together))).ok()?;
+    let (reply, taken) = oneshot::channel();
+    link.try_send(Command::Taken { reply }).ok()?;
+    Some(taken)
 }

@@ -255,11 +255,19 @@ impl Group {
         }
         self.is_stored = self.change(&draft) != Change::Delete;
         self.membership = if self.is_stored { draft.membership } else { Membership::default() };
+        let mut partitions = Vec::new();
         for (tp, committed) in draft.offsets {
-            match committed {
+            let now_at = committed.as_ref().map(|committed| committed.offset);
+            let before = match committed {
                 Some(committed) => self.offsets.insert(tp, committed),
                 None => self.offsets.remove(&tp),
             };
+            if before.map(|committed| committed.offset) > now_at {
+                partitions.push(tp);
+            }
+        }
+        if !partitions.is_empty() {
+            out.push(GroupEffect::WentBack { partitions });
         }
         self.renew_sessions(now);
         for (ask_id, promise) in draft.promises {

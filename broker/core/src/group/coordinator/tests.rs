@@ -308,7 +308,8 @@ fn a_group_without_members_can_be_deleted_and_begun_again() {
     assert_eq!(*pages, BTreeMap::from([(PageId::of(tp(0)), BTreeMap::new())]));
     let (joined, _) = desk.ask(join(2));
     let effects = desk.stored(true);
-    assert_eq!(effects[0], GroupEffect::Reply { ask_id: gone, reply: GroupReply::Deleted });
+    let deleted = GroupEffect::Reply { ask_id: gone, reply: GroupReply::Deleted };
+    assert_eq!(effects[..2], [GroupEffect::WentBack { partitions: vec![tp(0)] }, deleted]);
     let reply = desk.stored(true).into_iter().find_map(|effect| of(joined, effect)).unwrap();
     assert_eq!(granted(&reply), (1, (0..PARTITIONS).collect()));
     desk.through(Ask::Leave { member: MemberId::new(2), away: false });
@@ -404,6 +405,41 @@ fn offsets_of_a_group_that_a_topic_protects_are_kept_until_none_does() {
     assert_eq!(desk.coordinator.next_tick(), Some(at(year).instant));
     let effects = desk.tick_at(year);
     assert!(matches!(effects[..], [GroupEffect::Store { change: Change::Delete, .. }]), "{effects:?}");
+}
+
+#[test]
+fn who_goes_back_is_told_of_before_the_answer() {
+    let mut desk = Desk::new();
+    let commit = |offsets: [u64; 2]| {
+        let offsets = (0..).zip(offsets).map(|(partition, offset)| (tp(partition), committed(offset)));
+        Ask::Commit { member: None, offsets: offsets.collect() }
+    };
+    let back = |effects: Vec<GroupEffect>| match effects.into_iter().next() {
+        Some(GroupEffect::WentBack { partitions }) => partitions,
+        _ => Vec::new(),
+    };
+    desk.ask(commit([5, 5]));
+    assert_eq!(back(desk.stored(true)), []);
+    desk.now += 1_000;
+    desk.ask(commit([5, 6]));
+    assert_eq!(back(desk.stored(true)), []);
+    let topic = tp(0).topic;
+    assert_eq!(desk.coordinator.read_up_to(topic, 3, &[group()]), [5, 6, 0].map(Offset::new));
+    let nobody = GroupName::new("nobody").unwrap();
+    assert_eq!(desk.coordinator.read_up_to(topic, 2, &[group(), nobody]), [Offset::ZERO; 2]);
+
+    desk.now += 1_000;
+    desk.ask(commit([4, 7]));
+    assert_eq!(back(desk.stored(false)), [], "nobody knows whether it went back");
+    let (membership, offsets) = desk.coordinator.group(&group()).unwrap();
+    let stored = Some(StoredGroup { membership: membership.clone(), offsets: offsets.clone() });
+    desk.step(GroupInput::Loaded { group: group(), stored });
+    desk.ask(commit([4, 7]));
+    let effects = desk.stored(true);
+    assert!(matches!(effects.last(), Some(GroupEffect::Reply { .. })), "{effects:?}");
+    assert_eq!(back(effects), [tp(0)]);
+    desk.ask(Ask::Delete { topic: None });
+    assert_eq!(back(desk.stored(true)), [tp(0), tp(1)]);
 }
 
 #[test]

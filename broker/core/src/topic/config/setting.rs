@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 
 use super::{BATCH_BYTES_MAX, ConfigError};
 use crate::group::GroupName;
@@ -206,9 +205,9 @@ fn means_unlimited(text: &str) -> bool {
 }
 
 /// Names with commas between them, in their order and each once; none of them is one that means none, however it is written.
-fn group_names(text: &str) -> Option<Arc<[GroupName]>> {
+fn group_names(text: &str) -> Option<Vec<GroupName>> {
     if means_unlimited(text) {
-        return Some(Arc::new([]));
+        return Some(Vec::new());
     }
     let names = text.split(',').map(|name| {
         GroupName::new(name.trim()).ok().filter(|name| !means_unlimited(&name.as_str().to_ascii_lowercase()))
@@ -235,7 +234,7 @@ pub enum ConfigValue {
     /// Of `cleanup_policy`.
     CleanupPolicy(CleanupPolicy),
     /// Of `protect_groups`, in the order of their names.
-    Groups(Arc<[GroupName]>),
+    Groups(Vec<GroupName>),
 }
 
 impl fmt::Display for ConfigValue {

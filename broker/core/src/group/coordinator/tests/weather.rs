@@ -134,10 +134,25 @@ impl Weather {
 
     fn tell(&mut self, input: GroupInput) {
         let mut out = Vec::new();
+        let is_read = matches!(input, GroupInput::Loaded { .. });
+        let read_up_to =
+            |coordinator: &Coordinator| coordinator.read_up_to(tp(0).topic, PARTITIONS, &[group()]);
+        let before = read_up_to(&self.coordinator);
         self.coordinator.step(at(self.now), input, &mut out);
+        let went_back = (0..).zip(before.into_iter().zip(read_up_to(&self.coordinator)));
+        let went_back = went_back.filter(|(_, (before, after))| before > after).map(|(number, _)| tp(number));
+        let said = out.iter().filter_map(|effect| match effect {
+            GroupEffect::WentBack { partitions } => Some(partitions),
+            _ => None,
+        });
+        // What is read anew is said with the next look: nobody was answered.
+        if !is_read {
+            assert!(went_back.eq(said.flatten().copied()));
+        }
         let life = self.life;
         for effect in out {
             match effect {
+                GroupEffect::WentBack { .. } => {}
                 GroupEffect::Load { .. } => self.plan(3, Event::Read { life }),
                 GroupEffect::Store { change, pages, .. } => {
                     let after = self.draw(20);
