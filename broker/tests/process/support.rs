@@ -44,8 +44,9 @@ impl Broker {
     pub(crate) fn serve(folder: &Path, shards: u16, storage: &str) -> Self {
         let (file, data) = (folder.join("corelog.toml"), folder.join("data"));
         let text = format!(
-            "[broker]\nid = 7\ncluster = \"c\"\ndata_dir = {data:?}\nshards = {shards}\n[listen]\naddress = \
-             \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[storage]\njournal_bytes = \"64MiB\"\n{storage}\n"
+            "[broker]\nid = 7\ncluster = \"c\"\ndata_dir = \"{}\"\nshards = {shards}\n[listen]\naddress = \
+             \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[storage]\njournal_bytes = \"64MiB\"\n{storage}\n",
+            data.display()
         );
         std::fs::write(&file, text).unwrap();
         Self::start(Command::new(CORELOG).arg("serve").arg("--config").arg(file))

@@ -40,7 +40,7 @@ impl Protector {
     /// Waits until topics protect others, maybe. Never, when nobody says so any more.
     pub(super) async fn changed(&mut self) {
         if self.protecting.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
