@@ -174,7 +174,7 @@ impl Report {
     pub fn ceiling(&self) -> Option<String> {
         let fio = self.limits.fio.as_ref()?.mb_per_second;
         let large = |workload: &&Workload| {
-            let bytes = workload.records.bytes * workload.records.per_request as usize;
+            let bytes = workload.records.bytes.unwrap_or_default() * workload.records.per_request as usize;
             let four = matches!(workload.load, Load::Closed { connections, in_flight, .. } if connections * in_flight == 4);
             four && bytes >= LARGE_BYTES
         };

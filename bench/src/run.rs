@@ -20,7 +20,7 @@ use crate::follow::Followed;
 use crate::limits::{Device, Fio, WriteFlush};
 use crate::load::{self, Drained, Loaded};
 use crate::measure::{Latencies, Percentile, Summary};
-use crate::payload::Template;
+use crate::payload::{Template, Values};
 use crate::peer::{Peer, Run};
 use crate::pin::ThreadPlace;
 use crate::schedule::Random;
@@ -210,11 +210,14 @@ pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) 
         Subject::Running(address, pid) => (None, *address, *pid),
     };
     std::thread::sleep(workload.time.settle());
-    let template = Template::new(workload.records.per_request, workload.records.bytes, workload.seed)?;
+    let values = Values::new(&workload.records, workload.seed)?;
+    let templates =
+        values.requests().iter().map(|values| Template::new(values)).collect::<Result<Vec<_>>>()?;
     let number = run_number(workload.seed, repeat);
     let folder = broker.as_ref().map(|broker| broker.folder().to_owned());
     let (folder, driver) = (folder.as_deref(), place.driver);
-    let mut session = peer.open(Run { address, folder, number, workload, template: &template, driver })?;
+    let run = Run { address, folder, number, workload, values: &values, templates: &templates, driver };
+    let mut session = peer.open(run)?;
     let watch = Watch { device_stat: place.device_stat.clone(), broker: pid };
     let Loaded { mut outcome, audit, ledgers, followed } =
         load::load(workload, number, place, &*session, &watch)?;
@@ -246,7 +249,8 @@ pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) 
     let mut checker = Checker::new(number, &ledgers);
     let bytes = session.read_back(&mut checker)?;
     let read_back_mb_per_second = mega(bytes) / began.elapsed().as_secs_f64();
-    let mut result = summarise(workload, repeat, (peer, class), outcome, audit, checker.finish());
+    let sent = values.bytes_of(outcome.answered);
+    let mut result = summarise(workload, repeat, (peer, class), outcome, audit, checker.finish(), sent);
     result.read_back_mb_per_second = read_back_mb_per_second;
     result.killed = killed;
     result.followed = followed;
@@ -283,11 +287,11 @@ fn summarise(
     outcome: Outcome,
     audit: Audit,
     verdict: Verdict,
+    values: u64,
 ) -> RunResult {
     let seconds = outcome.window.as_secs_f64();
     let requests_per_second = float(outcome.answered) / seconds;
     let records_per_second = requests_per_second * f64::from(workload.records.per_request);
-    let values = outcome.answered * u64::from(workload.records.per_request) * workload.records.bytes as u64;
     let acks_per_flush = audit.device.filter(|device| device.flushes > 0);
     let written = audit.broker_bytes_written.filter(|_| values > 0);
     let Latencies { response, service, send_delay } = &outcome.latencies;

@@ -3,7 +3,7 @@
 //! Called by `run`. Invariant: a workload that was read can be run; what it leaves open has the defaults written here.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -109,18 +109,52 @@ impl Durability {
     }
 }
 
-/// What a request carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a request carries. The values are of one size, or of several, or the lines of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RecordShape {
-    /// Bytes of a record's value.
-    pub bytes: usize,
+    /// Bytes of a record's value, which are random.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<usize>,
+    /// The same, of several sizes by chance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixed: Vec<Size>,
+    /// A file whose lines are the values, in their order, again from the begin when they are over. Its path is relative to the
+    /// scenario's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
     /// Records of a request, in one batch.
     #[serde(default = "one_record")]
     pub per_request: u32,
     /// Whether producers have an id and sequences, so that the broker refuses duplicates.
     #[serde(default)]
     pub idempotent: bool,
+    /// How the client library compresses batches (`--driver client`).
+    #[serde(default)]
+    pub codec: Codec,
+}
+
+/// A size of values, and how often it comes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    /// Bytes.
+    pub bytes: usize,
+    /// Beside the weights of the other sizes.
+    pub weight: f64,
+}
+
+/// How batches are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "codecs have names")]
+pub enum Codec {
+    #[default]
+    None,
+    Gzip,
+    Snappy,
+    Lz4,
+    Zstd,
 }
 
 /// What a producer waits for.
@@ -257,8 +291,11 @@ impl Workload {
     /// [`Error::Setup`] names what is wrong with it.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).doing(|| format!("reading {}", path.display()))?;
-        let workload =
+        let mut workload =
             Self::parse(&text).map_err(|error| Error::Setup(format!("{}: {error}", path.display())))?;
+        if let (Some(file), Some(folder)) = (&mut workload.records.file, path.parent()) {
+            *file = folder.join(&*file);
+        }
         Ok(workload)
     }
 
@@ -281,10 +318,18 @@ impl Workload {
         if !(0.0..=10.0).contains(&topic.skew) {
             return fail(format!("topic.skew must be from 0 to 10, not {}", topic.skew));
         }
-        if records.bytes < MARK_BYTES || records.per_request == 0 {
-            return fail(format!(
-                "records.bytes must be {MARK_BYTES} or more, records.per_request 1 or more"
-            ));
+        let kinds = [records.bytes.is_some(), !records.mixed.is_empty(), records.file.is_some()];
+        if kinds.into_iter().filter(|is_there| *is_there).count() != 1 {
+            return fail(
+                "one of records.bytes, records.mixed and records.file says what values are".to_owned(),
+            );
+        }
+        let mut sizes = records.mixed.iter().map(|size| size.bytes).chain(records.bytes);
+        if sizes.any(|bytes| bytes < MARK_BYTES) || records.per_request == 0 {
+            return fail(format!("values must have {MARK_BYTES} bytes or more, requests 1 record or more"));
+        }
+        if records.mixed.iter().any(|size| !(size.weight > 0.0 && size.weight <= 1e9)) {
+            return fail("the weights of records.mixed must be above 0 and at most 1e9".to_owned());
         }
         match *load {
             Load::Open { rate, .. } if !(rate > 0.0 && rate <= 1e6) => {
@@ -358,6 +403,11 @@ mod tests {
             ("rate = 4000.0", "rate = nan"),
             ("bytes = 100", "bytes = 100\nper_request = 0"),
             ("bytes = 100", "byte = 100"),
+            ("bytes = 100", ""),
+            ("bytes = 100", "bytes = 100\nfile = \"x\""),
+            ("bytes = 100", "mixed = [{ bytes = 100, weight = 0.0 }]"),
+            ("bytes = 100", "mixed = [{ bytes = 31, weight = 1.0 }]"),
+            ("bytes = 100", "bytes = 100\ncodec = \"rar\""),
             ("\"open\"", "\"half\""),
             ("[topic]", "[readers]\ncold = true\n[topic]"),
             ("[topic]", "[readers]\nfollowing = 1001\n[topic]"),

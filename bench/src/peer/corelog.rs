@@ -33,7 +33,7 @@ use crate::error::{Doing, Error, Result};
 use crate::follow::{self, Tail};
 use crate::payload::Template;
 use crate::tally::{Outcome, Plan, Window};
-use crate::workload::{self, Acks};
+use crate::workload::{self, Acks, Codec};
 
 /// Largest answer that is taken.
 const CAPS: Caps = Caps { header_bytes_max: 4 << 20, payload_bytes_max: 64 << 20 };
@@ -345,7 +345,7 @@ impl<'a> Session<'a> {
             topic: connection.create_topic(&topic, workload.topic.partitions, config)?,
             partitions: workload.topic.partitions,
             spread: &workload.topic,
-            template: run.template,
+            templates: run.templates,
             acks: workload.load.acks(),
             idempotent: workload.records.idempotent,
             timestamp_ms: now_ms(),
@@ -357,11 +357,24 @@ impl<'a> Session<'a> {
 impl super::Session for Session<'_> {
     fn drive(&self, plan: &Plan, window: &mut dyn Window) -> Result<(Outcome, Vec<Ledger>)> {
         let Run { address, workload, driver, .. } = self.run;
+        if driver != Driver::Client && workload.records.codec != Codec::None {
+            return Err(Error::Setup(
+                "records.codec is the client library's: add --driver client".to_owned(),
+            ));
+        }
         if driver == Driver::Client && workload.topic.skew > 0.0 {
             return Err(Error::Setup("--driver client has no skew: its producers take turns".to_owned()));
         }
         if driver == Driver::Client {
-            return library::drive(address, &self.topic, self.shape.run, workload, plan, window);
+            return library::drive(
+                address,
+                &self.topic,
+                self.shape.run,
+                workload,
+                self.run.values,
+                plan,
+                window,
+            );
         }
         let mut connections = Vec::new();
         for number in 0..plan.load.connections() {
@@ -418,14 +431,27 @@ pub struct Shape<'a> {
     pub partitions: u32,
     /// How requests are spread over them.
     pub spread: &'a workload::Topic,
-    /// What each request carries.
-    pub template: &'a Template,
+    /// What requests carry, by turns.
+    pub templates: &'a [Template],
     /// What is waited for.
     pub acks: Acks,
     /// Whether producers have ids.
     pub idempotent: bool,
     /// Create time of all records, in milliseconds since 1970.
     pub timestamp_ms: i64,
+}
+
+impl Shape<'_> {
+    /// What precedes a batch of so many bytes.
+    fn header(&self, partition: u32, batch_bytes: usize) -> Vec<u8> {
+        let bytes = u32::try_from(batch_bytes).unwrap_or(u32::MAX);
+        let row = ProduceRow { tp: TopicPartition::new(self.topic, partition), first_byte: 0, bytes };
+        let acks = match self.acks {
+            Acks::Leader => message::Acks::Leader,
+            Acks::All => message::Acks::All,
+        };
+        ProduceRequest { acks, deadline_ms: 30_000, rows: vec![row] }.encode()
+    }
 }
 
 /// The load's side of one connection: a producer that goes round the partitions, a batch each.
@@ -437,7 +463,7 @@ pub struct Producer<'a> {
     /// Correlation of the first request.
     correlation_first: u64,
     correlation_next: u64,
-    /// Headers by partition, as they never change.
+    /// Headers by partition, if all batches have one size.
     headers: Vec<Vec<u8>>,
     /// Partition and sequence of what waits for an answer, from `waiting_first` on.
     waiting: VecDeque<Option<(u32, u64)>>,
@@ -451,7 +477,7 @@ impl<'a> Producer<'a> {
     /// [`Error::System`], [`Error::Peer`].
     pub fn open(address: SocketAddr, number: u32, shape: Shape<'a>) -> Result<(TcpStream, Self)> {
         let (mut connection, hello) = Connection::open(address)?;
-        let bytes = shape.template.batch_bytes();
+        let bytes = shape.templates.iter().map(Template::batch_bytes).max().unwrap_or_default();
         if bytes > hello.batch_bytes_max as usize || bytes > hello.payload_bytes_max as usize {
             return Err(Error::Setup(format!(
                 "a batch of {bytes} bytes is more than the broker takes ({})",
@@ -459,24 +485,11 @@ impl<'a> Producer<'a> {
             )));
         }
         let id = if shape.idempotent { Some(connection.init_producer_id()?) } else { None };
-        let batch_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let headers = (0..shape.partitions)
-            .map(|partition| {
-                let row = ProduceRow {
-                    tp: TopicPartition::new(shape.topic, partition),
-                    first_byte: 0,
-                    bytes: batch_bytes,
-                };
-                let acks = match shape.acks {
-                    Acks::Leader => message::Acks::Leader,
-                    Acks::All => message::Acks::All,
-                };
-                ProduceRequest { acks, deadline_ms: 30_000, rows: vec![row] }.encode()
-            })
-            .collect();
+        let records = shape.templates.first().map_or(0, Template::records);
+        let headers = (0..shape.partitions).map(|partition| shape.header(partition, bytes)).collect();
         let producer = Self {
             shape,
-            turns: Turns::new(shape.run, number, shape.spread, shape.template.records()),
+            turns: Turns::new(shape.run, number, shape.spread, records, shape.templates.len()),
             id,
             correlation_first: connection.correlation,
             correlation_next: connection.correlation,
@@ -519,10 +532,15 @@ impl<'a> Producer<'a> {
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
         let shape = &self.shape;
-        let mark = self.turns.next(intended);
+        let (mark, kind) = self.turns.next(intended);
+        let template = &shape.templates[kind];
+        let several = shape.templates.len() > 1;
+        if several {
+            out.payload.clear();
+        }
         let (partition, sequence) = (mark.partition, mark.sequence);
         self.waiting.push_back(Some((partition, sequence)));
-        let mut fields = BatchFields::plain(shape.template.records(), shape.timestamp_ms);
+        let mut fields = BatchFields::plain(template.records(), shape.timestamp_ms);
         if let Some((id, epoch)) = self.id {
             fields.producer_id = id;
             fields.producer_epoch = epoch;
@@ -530,8 +548,14 @@ impl Protocol for Producer<'_> {
             let base = u32::try_from(sequence % (1 << 31)).unwrap_or_default();
             fields.base_sequence = Sequence::new(base.cast_signed());
         }
-        shape.template.fill(&mut out.payload, mark, &fields, TopicPartition::new(shape.topic, partition));
-        let header = &self.headers[partition as usize];
+        template.fill(&mut out.payload, mark, &fields, TopicPartition::new(shape.topic, partition));
+        let made;
+        let header = if several {
+            made = shape.header(partition, out.payload.len());
+            &made
+        } else {
+            &self.headers[partition as usize]
+        };
         let correlation = CorrelationId::new(self.correlation_next);
         self.correlation_next += 1;
         let payload_bytes = u32::try_from(out.payload.len()).unwrap_or(u32::MAX);

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use corelog_client::{Client, Partitioner, Producer, RecordRef, Ticket};
+use corelog_client::{Client, Compression, Partitioner, Producer, RecordRef, Ticket};
 use corelog_wire::message;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -17,11 +17,11 @@ use tokio::task::LocalSet;
 use crate::check::Ledger;
 use crate::error::{Doing, Error, Result};
 use crate::measure::nanoseconds;
-use crate::payload::{MARK_BYTES, Mark};
+use crate::payload::{MARK_BYTES, Mark, Values};
 use crate::pin;
-use crate::schedule::{Random, Schedule};
+use crate::schedule::Schedule;
 use crate::tally::{Outcome, Plan, Tally, Window};
-use crate::workload::{Acks, Load, Workload};
+use crate::workload::{Acks, Codec, Load, Workload};
 
 /// Drives a workload; gives what happened and what each producer was told.
 ///
@@ -32,6 +32,7 @@ pub fn drive(
     topic: &str,
     run: u64,
     workload: &Workload,
+    values: &Values,
     plan: &Plan,
     window: &mut dyn Window,
 ) -> Result<(Outcome, Vec<Ledger>)> {
@@ -44,14 +45,14 @@ pub fn drive(
         .block_on(&runtime, async {
             let mut producers = Vec::new();
             for number in 0..workload.load.connections() {
-                producers.push(Rc::new(producer(address, topic, number, workload).await?));
+                producers.push(Rc::new(producer(address, topic, number, workload, values).await?));
             }
             let start = Instant::now();
             window.starts(start);
             let world = Rc::new(World {
                 run,
                 start,
-                per_request: workload.records.per_request,
+                values: values.clone(),
                 partitions: workload.topic.partitions,
                 tally: RefCell::new(Tally::new(plan)),
                 producers,
@@ -80,20 +81,33 @@ pub fn drive(
         })
 }
 
-async fn producer(address: SocketAddr, topic: &str, number: u32, workload: &Workload) -> Result<Lane> {
+async fn producer(
+    address: SocketAddr,
+    topic: &str,
+    number: u32,
+    workload: &Workload,
+    values: &Values,
+) -> Result<Lane> {
     let peer = |error: corelog_client::Error| Error::Peer(error.to_string());
     let client = Client::connect(&address.to_string()).await.map_err(peer)?;
     let acks = match workload.load.acks() {
         Acks::Leader => message::Acks::Leader,
         Acks::All => message::Acks::All,
     };
+    let compression = match workload.records.codec {
+        Codec::None => Compression::None,
+        Codec::Gzip => Compression::Gzip,
+        Codec::Snappy => Compression::Snappy,
+        Codec::Lz4 => Compression::Lz4,
+        Codec::Zstd => Compression::Zstd,
+    };
     let producer = client.producer(topic).acks(acks).auto_create(false).partitioner(Partitioner::Sticky);
-    let mut value = vec![0; workload.records.bytes.max(MARK_BYTES)];
-    Random::new(workload.seed ^ u64::from(number)).fill(&mut value);
+    let producer = producer.compression(compression);
     let sender = Sender {
         producer: producer.build().map_err(peer)?,
-        value,
+        value: Vec::new(),
         partition_next: number % workload.topic.partitions,
+        kind: number as usize % values.requests().len(),
     };
     Ok(Lane { number, sender: Mutex::new(sender), ledger: RefCell::new(Ledger::new(1)), _client: client })
 }
@@ -112,12 +126,14 @@ struct Sender {
     /// A record's value; its mark is written anew for each.
     value: Vec<u8>,
     partition_next: u32,
+    /// Which of the workload's requests is next.
+    kind: usize,
 }
 
 struct World {
     run: u64,
     start: Instant,
-    per_request: u32,
+    values: Values,
     partitions: u32,
     tally: RefCell<Tally>,
     producers: Vec<Rc<Lane>>,
@@ -145,11 +161,13 @@ impl World {
 
     async fn take(&self, lane: &Lane, intended: Duration) -> (u32, Vec<(u64, Ticket)>, Option<String>) {
         let mut sender = lane.sender.lock().await;
-        let Sender { producer, value, partition_next } = &mut *sender;
+        let Sender { producer, value, partition_next, kind } = &mut *sender;
         let partition = *partition_next;
         *partition_next = (partition + 1) % self.partitions;
-        let mut taken = Vec::with_capacity(self.per_request as usize);
-        for _ in 0..self.per_request {
+        let values = &self.values.requests()[*kind];
+        *kind = (*kind + 1) % self.values.requests().len();
+        let mut taken = Vec::with_capacity(values.len());
+        for template in values {
             let sequence = lane.ledger.borrow_mut().sent(partition);
             let mark = Mark {
                 run: self.run,
@@ -158,7 +176,9 @@ impl World {
                 sequence,
                 intended_ns: nanoseconds(intended),
             };
-            value[..MARK_BYTES].copy_from_slice(&mark.encode());
+            value.clear();
+            value.extend_from_slice(&mark.encode());
+            value.extend_from_slice(&template[MARK_BYTES..]);
             let record = RecordRef { partition: Some(partition), ..RecordRef::new(value) };
             match producer.enqueue_ref(&record).await {
                 Ok(ticket) => taken.push((sequence, ticket)),

@@ -23,9 +23,9 @@ use crate::args::Driver;
 use crate::check::{Checker, Ledger};
 use crate::error::{Doing, Error, Result};
 use crate::follow::Tail;
-use crate::payload::Template;
+use crate::payload::{Template, Values};
 use crate::tally::{Outcome, Plan, Window};
-use crate::workload::{Durability, Workload};
+use crate::workload::{Codec, Durability, Workload};
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
@@ -117,7 +117,8 @@ impl Peer {
     pub fn takes(self, workload: &Workload) -> bool {
         let readers = workload.readers.following + workload.readers.draining > 0;
         let reads = !matches!(self, Self::Strawman | Self::Nats);
-        (reads || !readers) && self.class(workload.topic.durability).is_ok()
+        let compresses = self == Self::Corelog || workload.records.codec == Codec::None;
+        (reads || !readers) && compresses && self.class(workload.topic.durability).is_ok()
     }
 
     /// The program, if it is not named: Corelog's is beside this one, the strawman is in it, others are installed.
@@ -208,8 +209,10 @@ pub struct Run<'a> {
     pub number: u64,
     /// What is to be done.
     pub workload: &'a Workload,
-    /// What each request carries.
-    pub template: &'a Template,
+    /// What requests carry, by turns.
+    pub values: &'a Values,
+    /// The same as batches.
+    pub templates: &'a [Template],
     /// What sends the load.
     pub driver: Driver,
 }
@@ -218,7 +221,7 @@ impl Run<'_> {
     /// A producer's way round the workload's partitions.
     fn turns(&self, producer: u32) -> turns::Turns {
         let Workload { topic, records, .. } = self.workload;
-        turns::Turns::new(self.number, producer, topic, records.per_request)
+        turns::Turns::new(self.number, producer, topic, records.per_request, self.templates.len())
     }
 }
 

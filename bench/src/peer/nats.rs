@@ -19,7 +19,6 @@ use crate::check::{Checker, Ledger};
 use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
 use crate::payload::MARK_BYTES;
-use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
 
 /// How long one answer may take.
@@ -61,8 +60,6 @@ fn stream(run: u64, partition: u32) -> String {
 #[derive(Debug)]
 pub struct Session<'a> {
     run: Run<'a>,
-    /// The values of a request, without marks.
-    values: Vec<u8>,
 }
 
 impl<'a> Session<'a> {
@@ -71,7 +68,6 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Error::System`], [`Error::Peer`].
     pub fn open(run: Run<'a>) -> Result<Self> {
-        let records = &run.workload.records;
         let mut connection = Connection::open(run.address)?;
         for partition in 0..run.workload.topic.partitions {
             let name = stream(run.number, partition);
@@ -81,10 +77,7 @@ impl<'a> Session<'a> {
             });
             connection.api(&format!("STREAM.CREATE.{name}"), &request.to_string())?;
         }
-        let mut random = Random::new(run.workload.seed);
-        let mut values = vec![0; records.bytes * records.per_request as usize];
-        random.fill(&mut values);
-        Ok(Self { run, values })
+        Ok(Self { run })
     }
 }
 
@@ -238,31 +231,20 @@ impl<'a> Producer<'a> {
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
         let run = &self.session.run;
-        let records = &run.workload.records;
-        let mut mark = self.turns.next(intended);
+        let (mut mark, kind) = self.turns.next(intended);
         let (partition, sequence) = (mark.partition, mark.sequence);
         let waiting = Waiting { partition, sequence, answers: 0, lowest: u64::MAX, refused: None };
         self.waiting.push_back(waiting);
-        let head = format!(
-            "PUB {} _INBOX.{}.{:0DIGITS$} {}\r\n",
-            stream(run.number, partition),
-            self.number,
-            self.request_next,
-            records.bytes
-        );
+        let reply = format!("_INBOX.{}.{:0DIGITS$}", self.number, self.request_next);
+        let head = format!("PUB {} {reply} ", stream(run.number, partition));
         self.request_next += 1;
-        let (head_bytes, each) = (head.len(), head.len() + records.bytes + 2);
-        if out.payload.len() != each * records.per_request as usize {
-            out.payload.clear();
-            for value in self.session.values.chunks(records.bytes) {
-                out.payload.extend_from_slice(head.as_bytes());
-                out.payload.extend_from_slice(value);
-                out.payload.extend_from_slice(b"\r\n");
-            }
-        }
-        for message in out.payload.chunks_mut(each) {
-            message[..head_bytes].copy_from_slice(head.as_bytes());
-            message[head_bytes..head_bytes + MARK_BYTES].copy_from_slice(&mark.encode());
+        out.payload.clear();
+        for value in &run.values.requests()[kind] {
+            out.payload.extend_from_slice(head.as_bytes());
+            out.payload.extend_from_slice(format!("{}\r\n", value.len()).as_bytes());
+            out.payload.extend_from_slice(&mark.encode());
+            out.payload.extend_from_slice(&value[MARK_BYTES..]);
+            out.payload.extend_from_slice(b"\r\n");
             mark.sequence += 1;
         }
         out.head.clear();

@@ -22,7 +22,6 @@ use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
 use crate::follow::{self, Tail};
 use crate::payload::{MARK_BYTES, Mark};
-use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
 
 /// Digits of a stream's number, so that all names are as long.
@@ -66,7 +65,8 @@ fn key(run: u64, partition: u32) -> String {
 #[derive(Debug)]
 pub struct Session<'a> {
     run: Run<'a>,
-    requests: Requests,
+    /// One for each of the workload's.
+    requests: Vec<Requests>,
 }
 
 impl<'a> Session<'a> {
@@ -80,7 +80,8 @@ impl<'a> Session<'a> {
                 "the Redis driver has names for fewer than 100,000 partitions".to_owned(),
             ));
         }
-        Ok(Self { run, requests: Requests::new(&run) })
+        let requests = run.values.requests().iter().map(|values| Requests::new(run.number, values));
+        Ok(Self { run, requests: requests.collect() })
     }
 }
 
@@ -197,21 +198,17 @@ struct Requests {
 }
 
 impl Requests {
-    fn new(run: &Run<'_>) -> Self {
-        let records = &run.workload.records;
-        let key = key(run.number, 0);
-        let mut random = Random::new(run.workload.seed);
-        let mut value = vec![0; records.bytes];
+    fn new(run: u64, values: &[Vec<u8>]) -> Self {
+        let key = key(run, 0);
         let mut this = Self { bytes: Vec::new(), keys: Vec::new(), marks: Vec::new() };
-        for _ in 0..records.per_request {
-            random.fill(&mut value);
+        for value in values {
             let head = format!("*5\r\n$4\r\nXADD\r\n${}\r\n{key}", key.len());
             this.bytes.extend_from_slice(head.as_bytes());
             this.keys.push(this.bytes.len() - DIGITS..this.bytes.len());
             this.bytes
                 .extend_from_slice(format!("\r\n$1\r\n*\r\n$1\r\nv\r\n${}\r\n", value.len()).as_bytes());
             this.marks.push(this.bytes.len());
-            this.bytes.extend_from_slice(&value);
+            this.bytes.extend_from_slice(value);
             this.bytes.extend_from_slice(b"\r\n");
         }
         this
@@ -283,9 +280,12 @@ impl<'a> Producer<'a> {
 
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
-        let mark = self.turns.next(intended);
+        let (mark, kind) = self.turns.next(intended);
         self.waiting.push_back((mark.partition, mark.sequence));
-        self.session.requests.fill(&mut out.payload, mark);
+        if self.session.requests.len() > 1 {
+            out.payload.clear();
+        }
+        self.session.requests[kind].fill(&mut out.payload, mark);
         out.head.clear();
     }
 

@@ -23,6 +23,7 @@ use crate::check::{Checker, Ledger};
 use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
 use crate::limits::BLOCK_BYTES;
+use crate::payload::Template;
 use crate::strawman::{LOG_NAME, Lap, PAYLOAD_BYTES_MAX, place};
 use crate::tally::{Outcome, Plan, Window};
 use crate::workload::Topic;
@@ -42,7 +43,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Error::Setup`] if it was not, or requests are longer than it takes.
     pub fn open(run: Run<'a>) -> Result<Self> {
-        let bytes = run.template.batch_bytes();
+        let bytes = run.templates.iter().map(Template::batch_bytes).max().unwrap_or_default();
         if bytes > PAYLOAD_BYTES_MAX as usize {
             return Err(Error::Setup(format!("the strawman takes {PAYLOAD_BYTES_MAX} bytes, not {bytes}")));
         }
@@ -157,7 +158,13 @@ impl<'a> Producer<'a> {
         let log = Topic { partitions: 1, ..run.workload.topic.clone() };
         Self {
             run,
-            turns: Turns::new(run.number, number, &log, run.template.records()),
+            turns: Turns::new(
+                run.number,
+                number,
+                &log,
+                run.workload.records.per_request,
+                run.templates.len(),
+            ),
             correlation_next: 0,
             waiting: VecDeque::new(),
             waiting_first: 0,
@@ -181,10 +188,14 @@ impl<'a> Producer<'a> {
 
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
-        let mark = self.turns.next(intended);
+        let (mark, kind) = self.turns.next(intended);
+        let template = &self.run.templates[kind];
+        if self.run.templates.len() > 1 {
+            out.payload.clear();
+        }
         self.waiting.push_back(Some(mark.sequence));
-        let fields = BatchFields::plain(self.run.template.records(), 0);
-        self.run.template.fill(&mut out.payload, mark, &fields, place());
+        let fields = BatchFields::plain(template.records(), 0);
+        template.fill(&mut out.payload, mark, &fields, place());
         let payload_bytes = u32::try_from(out.payload.len()).unwrap_or(u32::MAX);
         let prelude =
             Prelude::request(Kind::Produce, CorrelationId::new(self.correlation_next), &[], payload_bytes);

@@ -21,6 +21,9 @@ pub(super) struct Turns {
     run: u64,
     producer: u32,
     way: Way,
+    /// How many kinds of requests there are, and which is next.
+    kinds: usize,
+    kind: usize,
     pub(super) ledger: Ledger,
 }
 
@@ -40,7 +43,13 @@ enum Way {
 
 impl Turns {
     /// Begins at a partition of its own, so that producers do not all use the same one.
-    pub(super) fn new(run: u64, producer: u32, topic: &Topic, records_per_request: u32) -> Self {
+    pub(super) fn new(
+        run: u64,
+        producer: u32,
+        topic: &Topic,
+        records_per_request: u32,
+        kinds: usize,
+    ) -> Self {
         let ledger = Ledger::new(records_per_request);
         let partitions = topic.partitions;
         let way = if topic.skew == 0.0 {
@@ -53,15 +62,17 @@ impl Turns {
             });
             Way::Skewed { reaches: reaches.collect(), random: Random::new(run ^ u64::from(producer)) }
         };
-        Self { run, producer, way, ledger }
+        Self { run, producer, way, kinds, kind: producer as usize % kinds, ledger }
     }
 
-    /// The mark of the next request's first record, noted as sent.
-    pub(super) fn next(&mut self, intended: Duration) -> Mark {
+    /// The mark of the next request's first record, noted as sent, and which of the workload's requests it is.
+    pub(super) fn next(&mut self, intended: Duration) -> (Mark, usize) {
         let partition = self.way.next();
         let sequence = self.ledger.sent(partition);
         let intended_ns = nanoseconds(intended);
-        Mark { run: self.run, producer: self.producer, partition, sequence, intended_ns }
+        let kind = self.kind;
+        self.kind = (kind + 1) % self.kinds;
+        (Mark { run: self.run, producer: self.producer, partition, sequence, intended_ns }, kind)
     }
 }
 
@@ -107,10 +118,10 @@ mod tests {
     }
 
     fn counts(topic: &Topic, requests: u32) -> Vec<u32> {
-        let mut turns = Turns::new(9, 1, topic, 1);
+        let mut turns = Turns::new(9, 1, topic, 1, 1);
         let mut counts = vec![0; topic.partitions as usize];
         for _ in 0..requests {
-            counts[turns.next(Duration::ZERO).partition as usize] += 1;
+            counts[turns.next(Duration::ZERO).0.partition as usize] += 1;
         }
         counts
     }

@@ -93,7 +93,12 @@ mod tests {
     fn frame(record_bytes: usize) -> Vec<u8> {
         let mut batch = BytesMut::new();
         let mark = Mark { run: 1, producer: 0, partition: 0, sequence: 0, intended_ns: 0 };
-        Template::new(1, record_bytes, 1).unwrap().fill(&mut batch, mark, &BatchFields::plain(1, 1), place());
+        Template::new(&[vec![7; record_bytes]]).unwrap().fill(
+            &mut batch,
+            mark,
+            &BatchFields::plain(1, 1),
+            place(),
+        );
         let bytes = u32::try_from(batch.len()).unwrap();
         let header = [7; 16];
         let prelude = Prelude::request(Kind::Produce, CorrelationId::new(9), &header, bytes);

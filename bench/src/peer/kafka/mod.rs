@@ -21,7 +21,6 @@ use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
 use crate::follow::{self, Tail};
 use crate::payload::MARK_BYTES;
-use crate::schedule::Random;
 use crate::tally::{Outcome, Plan, Window};
 
 /// The broker's own jar, beside everything that it needs; `deploy/tools/kafka.sh` fetches them.
@@ -80,9 +79,8 @@ pub fn answers(address: SocketAddr) -> bool {
 pub struct Session<'a> {
     run: Run<'a>,
     topic: String,
-    batch: Vec<u8>,
-    /// Where the marks are.
-    marks: Vec<usize>,
+    /// Batches, and where their marks are: one for each of the workload's requests.
+    batches: Vec<(Vec<u8>, Vec<usize>)>,
 }
 
 impl<'a> Session<'a> {
@@ -91,14 +89,11 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Error::System`], [`Error::Peer`].
     pub fn open(run: Run<'a>) -> Result<Self> {
-        let records = &run.workload.records;
-        let mut values = vec![0; records.bytes * records.per_request as usize];
-        Random::new(run.workload.seed).fill(&mut values);
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now_ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
-        let (batch, marks) = wire::batch(&values, records.bytes, now_ms);
+        let batches = run.values.requests().iter().map(|values| wire::batch(values, now_ms)).collect();
         let topic = format!("bench-{:016x}", run.number);
-        let this = Self { run, topic, batch, marks };
+        let this = Self { run, topic, batches };
         this.warm_up()?;
         create(&mut Connection::open(run.address)?, &this.topic, run.workload.topic.partitions)?;
         Ok(this)
@@ -109,7 +104,7 @@ impl<'a> Session<'a> {
         let topic = format!("{}-warm-up", self.topic);
         let mut connection = Connection::open(self.run.address)?;
         create(&mut connection, &topic, 1)?;
-        let mut batch = self.batch.clone();
+        let mut batch = self.batches.first().map(|(batch, _)| batch.clone()).unwrap_or_default();
         seal(&mut batch);
         let began = Instant::now();
         while began.elapsed() < WARM_UP {
@@ -328,8 +323,12 @@ impl<'a> Producer<'a> {
 
 impl Protocol for Producer<'_> {
     fn request(&mut self, intended: Duration, out: &mut Outgoing) {
-        let Session { topic, batch, marks, .. } = self.session;
-        let mut mark = self.turns.next(intended);
+        let Session { topic, batches, .. } = self.session;
+        let (mut mark, kind) = self.turns.next(intended);
+        let (batch, marks) = &batches[kind];
+        if batches.len() > 1 {
+            out.payload.clear();
+        }
         let partition = mark.partition;
         self.waiting.push_back((partition, mark.sequence));
         if out.payload.is_empty() {
