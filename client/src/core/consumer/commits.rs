@@ -121,6 +121,30 @@ impl Consumer {
         Ok(self.commit_places(wanted))
     }
 
+    /// Where the group begins is committed before anything is read there: a member that ends without a word leaves the place to
+    /// the next, and nobody seems to be behind who has nothing to read.
+    pub(super) fn note_beginnings(&mut self, topic: TopicId) {
+        let Some(reader) = self.readers.get(&topic) else { return };
+        let all = TopicPartition::new(topic, 0)..=TopicPartition::new(topic, u32::MAX);
+        let known = self.beginnings.range(all);
+        let known: Vec<(TopicPartition, u64)> =
+            known.filter_map(|tp| Some((*tp, reader.machine.position(tp.partition)?))).collect();
+        for (tp, position) in known {
+            self.beginnings.remove(&tp);
+            let part = self.parts.get_mut(&tp);
+            let Some(part) = part.filter(|part| part.committed.is_none() && part.given.is_none()) else {
+                continue;
+            };
+            match self.config.commit {
+                CommitMode::After(_) => {
+                    (part.given, part.done) = (Some(Progress::at(position)), Some(Progress::at(position)));
+                }
+                CommitMode::Before => self.commits.want_more(tp, &Progress::at(position)),
+                CommitMode::Manual => {}
+            }
+        }
+    }
+
     /// What a tag filter leaves out is done with where the user has nothing and nothing waits for him.
     pub(super) fn pass_over(&mut self, topic: TopicId) {
         let Some(reader) = self.readers.get(&topic) else { return };

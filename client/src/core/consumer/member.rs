@@ -14,8 +14,8 @@ use corelog_wire::message::{
 };
 
 use super::{
-    CommitMode, Consumer, ConsumerEvent, Out, Part, Partitions, Phase, Progress, Reader, ReaderConfig, Share,
-    Stage, Taken, TopicReader, outgoing,
+    Consumer, ConsumerEvent, Out, Part, Partitions, Phase, Reader, ReaderConfig, Share, Stage, Taken,
+    TopicReader, outgoing,
 };
 use crate::core::random::Random;
 use crate::core::{Effect, Input, RequestId, Start};
@@ -119,6 +119,7 @@ impl Consumer {
 
     /// Everything that was granted is lost; a new member begins.
     pub(super) fn lose(&mut self, out: &mut Out) {
+        self.beginnings.clear();
         let lost: Vec<Share> = std::mem::take(&mut self.parts).into_values().map(|part| part.share).collect();
         self.readers.clear();
         self.early.clear();
@@ -251,19 +252,10 @@ impl Consumer {
         }
     }
 
-    /// Reads nothing more of a partition. Where nothing was ever committed, its next holder goes on where this one
-    /// began.
+    /// Reads nothing more of a partition.
     pub(super) fn stop_reading(&mut self, tp: TopicPartition) {
         let Some(reader) = self.readers.get_mut(&tp.topic) else { return };
-        let position = reader.machine.position(tp.partition);
         reader.machine.unassign(tp.partition);
-        if let (Some(part), Some(position)) = (self.parts.get_mut(&tp), position)
-            && matches!(self.config.commit, CommitMode::After(_))
-            && part.committed.is_none()
-            && part.given.is_none()
-        {
-            (part.given, part.done) = (Some(Progress::at(position)), Some(Progress::at(position)));
-        }
     }
 
     /// Takes what is granted and not here yet.
@@ -300,6 +292,7 @@ impl Consumer {
         }
         for tp in gone {
             self.parts.remove(&tp);
+            self.beginnings.remove(&tp);
             // Should it come back, what was asked about it before is out of date.
             if let Some((_, asked)) = &mut self.member.asking {
                 asked.remove(&tp);
@@ -352,6 +345,9 @@ impl Consumer {
             };
             part.stage = Stage::Read;
             part.committed = known.get(&tp).copied();
+            if part.committed.is_none() {
+                self.beginnings.insert(tp);
+            }
             let ignores = cfg!(mutant = "consumer_begins_anew");
             let start = part.committed.filter(|_| !ignores).map_or(self.config.start, Start::Offset);
             let topic = part.share.topic.clone();

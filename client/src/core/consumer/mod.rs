@@ -93,6 +93,8 @@ pub struct Consumer {
     member: Member,
     commits: Commits,
     parts: BTreeMap<TopicPartition, Part>,
+    /// Those where nothing was committed and it is not known yet where the group begins.
+    beginnings: BTreeSet<TopicPartition>,
     readers: BTreeMap<TopicId, TopicReader>,
     next_slot: u64,
     next_request: u64,
@@ -131,6 +133,7 @@ impl Consumer {
             member: Member::new(&mut random),
             commits: Commits::default(),
             parts: BTreeMap::new(),
+            beginnings: BTreeSet::new(),
             readers: BTreeMap::new(),
             next_slot: 1,
             next_request: 0,
@@ -225,6 +228,7 @@ impl Consumer {
             }
             Effect::Event(ReaderEvent::Changed) => Effect::Event(ConsumerEvent::Changed),
         }));
+        self.note_beginnings(topic);
         if !self.config.reader.tags.is_empty() {
             self.pass_over(topic);
         }

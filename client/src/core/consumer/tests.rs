@@ -6,7 +6,8 @@ use corelog_wire::frame::Kind;
 use corelog_wire::ids::{LeaderEpoch, MemberEpoch, Offset};
 use corelog_wire::message::{
     CommittedRow, FetchAnswer, FetchedRow, GroupHeartbeatAnswer, GroupHeartbeatRequest, Leave,
-    OffsetCommitAnswer, OffsetCommitRequest, OffsetFetchAnswer, OffsetRow, Refusal, Request, TopicShare,
+    ListOffsetsAnswer, ListedRow, OffsetCommitAnswer, OffsetCommitRequest, OffsetFetchAnswer, OffsetRow,
+    Refusal, Request, TopicShare,
 };
 
 use super::*;
@@ -212,6 +213,30 @@ fn it_joins_hears_what_it_has_and_begins_where_the_group_has_come_to() {
         panic!("no fetch")
     };
     assert_eq!((fetch.rows[0].tp, fetch.rows[0].offset), (tp(2), Offset::new(40)));
+}
+
+#[test]
+fn where_a_group_begins_is_committed_though_nothing_comes() {
+    for commit in [CommitMode::After(Duration::from_secs(1)), CommitMode::Before, CommitMode::Manual] {
+        let by_itself = commit != CommitMode::Manual;
+        let mut rig = Rig::reading(ConsumerConfig { commit, start: Start::Latest, ..config() }, &[0], &[]);
+        rig.tell_topic(1);
+        assert!(rig.commit_rows().is_none(), "nobody knows where it begins");
+        let id = rig.asked(Kind::ListOffsets).unwrap().id;
+        let row = ListedRow {
+            tp: tp(0),
+            error: ErrorCode::None,
+            offset: Offset::new(70),
+            timestamp_ms: -1,
+            leader_epoch: LeaderEpoch::new(1),
+        };
+        rig.answer(id, Answer::ListOffsets(ListOffsetsAnswer { rows: vec![row] }));
+        if by_itself {
+            assert_eq!(rig.commit(), [(0, 70)]);
+        }
+        rig.after(Duration::from_secs(1));
+        assert!(rig.commit_rows().is_none());
+    }
 }
 
 #[test]
