@@ -284,7 +284,8 @@ pub(super) struct ConsumeArgs {
     /// batches that have none.
     #[arg(long, value_name = "TAG")]
     pub(super) tag: Vec<String>,
-    /// Stop at the records that are there now, instead of waiting for more.
+    /// Stop at the records that are there now, instead of waiting for more. With --group: when the group has read them,
+    /// whichever member did.
     #[arg(long)]
     pub(super) until_end: bool,
     /// Stop after this many records.

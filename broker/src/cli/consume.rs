@@ -3,11 +3,11 @@
 //! Invariants: values are written as they are, nothing added; `--until-end` stops exactly at the records that were there
 //! when the command began.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use corelog_client::{Batch, Client, Consumer, Progress as Place, Reader, Share, Start, Taken};
+use corelog_client::{Batch, Client, Consumer, ErrorCode, Progress as Place, Reader, Share, Start, Taken};
 
 use super::args::ConsumeArgs;
 use super::failure::Failure;
@@ -36,7 +36,7 @@ pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), F
     if let Some(group) = &args.group {
         return as_member(&client, group, &args, format, output).await;
     }
-    let ends = if args.until_end { Some(ends(&client, &args).await?) } else { None };
+    let ends = if args.until_end { Some(ends(&client, &args, args.from).await?) } else { None };
     if ends.as_ref().is_some_and(BTreeMap::is_empty) {
         return Ok(());
     }
@@ -72,6 +72,11 @@ async fn as_member(
 ) -> Result<(), Failure> {
     // A group may wait for a topic to come; somebody who types its name would rather know.
     client.admin().topic(&args.topic).await?;
+    // Where the group goes on is not known yet: what it has read is left out later.
+    let ends = if args.until_end { Some(ends(client, args, Start::Earliest).await?) } else { None };
+    if ends.as_ref().is_some_and(BTreeMap::is_empty) {
+        return Ok(());
+    }
     let builder = client.consumer(group).topics([args.topic.as_str()]).from(args.from);
     let builder = builder.session_timeout(args.session_timeout).tags(&args.tag);
     let consumer = match &args.instance {
@@ -81,15 +86,15 @@ async fn as_member(
     let stdout = io::stdout();
     let progress = Progress::new(None, output, stdout.is_terminal());
     let out = BufWriter::with_capacity(OUT_BYTES, stdout);
-    let mut job = Job { format, ends: None, written: 0, remaining: args.count, out, progress };
+    let mut job = Job { format, ends, written: 0, remaining: args.count, out, progress };
     let mut interrupts = Interrupts::new();
     let copied = tokio::select! {
-        copied = job.share(&consumer, args.until_end) => copied,
+        copied = job.share(client, group, &args.topic, &consumer) => copied,
         interrupt = interrupts.next() => Err(interrupt),
     };
     match &copied {
         // Whatever was taken has been written: there is nothing to wait for between the two.
-        Ok(()) | Err(Failure::Interrupted) => consumer.close().await,
+        Ok(()) | Err(Failure::Interrupted | Failure::Terminated) => consumer.close().await,
         Err(_) => consumer.leave().await,
     }
     copied?;
@@ -97,10 +102,10 @@ async fn as_member(
     Ok(())
 }
 
-/// The partitions that have something to read now, and where each ends.
-async fn ends(client: &Client, args: &ConsumeArgs) -> Result<BTreeMap<u32, u64>, Failure> {
+/// The partitions that have something to read now from there on, and where each ends.
+async fn ends(client: &Client, args: &ConsumeArgs, from: Start) -> Result<BTreeMap<u32, u64>, Failure> {
     let admin = client.admin();
-    let starts = admin.list_offsets(&args.topic, args.from).await?;
+    let starts = admin.list_offsets(&args.topic, from).await?;
     let ends = admin.list_offsets(&args.topic, Start::Latest).await?;
     let wanted = |partition: u32| args.partition.is_none_or(|only| only == partition);
     if !ends.iter().any(|end| wanted(end.partition)) {
@@ -110,17 +115,24 @@ async fn ends(client: &Client, args: &ConsumeArgs) -> Result<BTreeMap<u32, u64>,
         return Err(Failure::Usage(reason));
     }
     // An offset beyond the end is left in: the broker says what is wrong with it.
-    let beyond = matches!(args.from, Start::Offset(_));
+    let beyond = matches!(from, Start::Offset(_));
     let pairs = starts.iter().zip(&ends).filter(|(_, end)| wanted(end.partition));
     let pairs =
         pairs.filter(|(start, end)| start.offset < end.offset || (beyond && start.offset > end.offset));
     Ok(pairs.map(|(_, end)| (end.partition, end.offset)).collect())
 }
 
-/// Whether a member has partitions, and nothing more to read in them now.
-fn has_read_all(consumer: &Consumer) -> bool {
-    let shares = consumer.partitions();
-    !shares.is_empty() && shares.iter().all(|share| consumer.lag(share) == Some(0))
+/// How far a group has committed in each partition of a topic.
+async fn committed(client: &Client, group: &str, topic: &str) -> Result<BTreeMap<u32, u64>, Failure> {
+    match client.admin().describe_group(group).await {
+        Ok(described) => {
+            let rows = described.partitions.into_iter().filter(|row| row.topic == topic);
+            Ok(rows.filter_map(|row| Some((row.tp.partition, row.committed?.get()))).collect())
+        }
+        // It comes to be with its first member, which this one may be.
+        Err(error) if error.code() == Some(ErrorCode::UnknownGroup) => Ok(BTreeMap::new()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 struct Job<W: Write> {
@@ -167,15 +179,37 @@ impl<W: Write> Job<W> {
         }
     }
 
-    async fn share(&mut self, consumer: &Consumer, until_end: bool) -> Result<(), Failure> {
+    async fn share(
+        &mut self,
+        client: &Client,
+        group: &str,
+        topic: &str,
+        consumer: &Consumer,
+    ) -> Result<(), Failure> {
+        let (mut looked, mut is_idle) = (Instant::now(), false);
         loop {
-            let taken = tokio::time::timeout(END_LOOK, consumer.next_event()).await;
-            let Ok(taken) = taken else {
-                if until_end && has_read_all(consumer) {
+            // Others of the group may have read what this member waits for.
+            if self.ends.is_some() && looked.elapsed() >= END_LOOK {
+                let shares = if is_idle { consumer.partitions() } else { Vec::new() };
+                let read = shares.iter().filter(|share| consumer.lag(share) == Some(0));
+                let read: BTreeSet<u32> = read.map(|share| share.partition).collect();
+                let committed = committed(client, group, topic).await?;
+                // What a filter leaves out up to the end is read when nothing has come for a while.
+                let place = |partition: u32| {
+                    if read.contains(&partition) {
+                        Some(u64::MAX)
+                    } else {
+                        committed.get(&partition).copied()
+                    }
+                };
+                if self.is_at_the_ends(place) {
                     return Ok(());
                 }
-                continue;
-            };
+                looked = Instant::now();
+            }
+            let taken = tokio::time::timeout(END_LOOK, consumer.next_event()).await;
+            is_idle = taken.is_err();
+            let Ok(taken) = taken else { continue };
             let batch = match taken? {
                 Some(Taken::Records(batch)) => batch,
                 Some(Taken::Lost(shares)) => {
@@ -196,6 +230,13 @@ impl<W: Write> Job<W> {
             if self.remaining == Some(0) {
                 return self.stop_within(consumer, &batch).await;
             }
+            if self.ends.is_some() {
+                // The rest is for whoever reads once this command is over.
+                self.stop_within(consumer, &batch).await?;
+                if self.is_at_the_ends(|read| (read == batch.partition()).then_some(batch.next_offset())) {
+                    return Ok(());
+                }
+            }
         }
     }
 
@@ -203,9 +244,16 @@ impl<W: Write> Job<W> {
     async fn stop_within(&self, consumer: &Consumer, batch: &Batch) -> Result<(), Failure> {
         let share = Share { topic: batch.topic().clone(), partition: batch.partition() };
         let Some(next) = batch.iter().nth(self.written).map(|record| record.offset()) else { return Ok(()) };
-        consumer.seek(&share, Start::Offset(next))?;
-        consumer.commit_offsets(vec![(share, Place::at(next))]).await?;
-        Ok(())
+        let stopped = async {
+            consumer.pause(&share)?;
+            consumer.seek(&share, Start::Offset(next))?;
+            consumer.commit_offsets(vec![(share.clone(), Place::at(next))]).await
+        };
+        match stopped.await {
+            // It was given to somebody else meanwhile, who goes on from what was committed.
+            Err(_) if !consumer.partitions().contains(&share) => Ok(()),
+            stopped => Ok(stopped?),
+        }
     }
 
     /// Whether the last partition was read to its end, given how far some were.

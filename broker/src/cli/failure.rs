@@ -22,6 +22,8 @@ pub(super) enum Failure {
     Done,
     /// Ctrl-C.
     Interrupted,
+    /// SIGTERM.
+    Terminated,
 }
 
 impl From<Error> for Failure {
@@ -50,6 +52,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Unreachable(_) => 4,
             Self::Interrupted => 130,
+            Self::Terminated => 143,
             Self::Client(error) => match error.kind() {
                 ErrorKind::Refused => 3,
                 ErrorKind::Unreachable | ErrorKind::Deadline => 4,
@@ -62,7 +65,7 @@ impl Failure {
     /// The error's short name, its text, and what to do next.
     pub(super) fn words(&self) -> Option<(&'static str, String, &'static str)> {
         match self {
-            Self::Done | Self::Interrupted => None,
+            Self::Done | Self::Interrupted | Self::Terminated => None,
             Self::Fault(text) => Some(("FAULT", text.clone(), "")),
             Self::Usage(text) => Some(("USAGE", text.clone(), "")),
             Self::Unreachable(text) => Some((kind_name(ErrorKind::Unreachable), text.clone(), "")),
@@ -116,6 +119,7 @@ mod tests {
             (Failure::Client(undelivered), 4),
             (Failure::Client(Error::Deadline { what: "x", last: None }), 4),
             (Failure::Interrupted, 130),
+            (Failure::Terminated, 143),
         ];
         for (failure, code) in codes {
             assert_eq!(failure.code(), code, "{failure:?}");

@@ -130,26 +130,37 @@ async fn connect(args: &ClientArgs) -> Result<Client, Failure> {
     Ok(builder.connect().await?)
 }
 
-/// Ctrl-C, as often as the user presses it from now on.
+/// Ctrl-C, as often as the user presses it from now on, and SIGTERM.
 struct Interrupts {
     /// None if the system refuses to tell: then the signal ends the process by itself.
-    signal: Option<Signal>,
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
 }
 
 impl Interrupts {
     fn new() -> Self {
-        Self { signal: signal(SignalKind::interrupt()).ok() }
+        Self {
+            interrupt: signal(SignalKind::interrupt()).ok(),
+            terminate: signal(SignalKind::terminate()).ok(),
+        }
     }
 
-    /// Ends with [`Failure::Interrupted`] when the user presses Ctrl-C once more.
+    /// Ends when the command is to end.
     async fn next(&mut self) -> Failure {
-        if let Some(signal) = &mut self.signal
-            && signal.recv().await.is_some()
-        {
-            return Failure::Interrupted;
+        tokio::select! {
+            () = told(&mut self.interrupt) => Failure::Interrupted,
+            () = told(&mut self.terminate) => Failure::Terminated,
         }
-        std::future::pending().await
     }
+}
+
+async fn told(signal: &mut Option<Signal>) {
+    if let Some(signal) = signal
+        && signal.recv().await.is_some()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// Writes a line to standard error; where that is closed there is nobody to tell.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -683,5 +683,70 @@ fn a_member_whose_output_nobody_takes_stays_in_its_group() {
     let out = BufReader::new(member.stdout.take().unwrap());
     assert_eq!(out.lines().map_while(Result::ok).count(), 500);
     assert!(member.wait().unwrap().success());
+    assert_eq!(broker.interrupt(), Some(0));
+}
+
+#[test]
+fn a_command_up_to_the_end_ends_though_producers_and_members_go_on() {
+    let folder = data_folder();
+    let broker = Broker::dev(&path(&folder, "data"), 0, 1);
+    broker.succeed(&["topic", "create", "live", "--partitions", "2"], b"");
+    let read = || {
+        String::from_utf8(broker.succeed(&["consume", "live", "--group", "g", "--until-end"], b"")).unwrap()
+    };
+    let sent = AtomicU64::new(0);
+    let over = AtomicBool::new(false);
+    let mut all = std::thread::scope(|scope| {
+        let producing = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let client = Client::connect(&broker.address).await.unwrap();
+                let producer = client.producer("live").build().unwrap();
+                while !over.load(Ordering::Relaxed) {
+                    let number = sent.load(Ordering::Relaxed);
+                    producer.send(format!("{number}\n")).await.unwrap();
+                    sent.store(number + 1, Ordering::Relaxed);
+                }
+            });
+        });
+        // A failure here must not leave the producer at work for ever.
+        let reading = scope.spawn(|| {
+            let mut all = String::new();
+            for _ in 0..3 {
+                let before = sent.load(Ordering::Relaxed);
+                all += &read();
+                assert!(all.lines().count() as u64 >= before, "{before} were there when it began");
+            }
+            all
+        });
+        let all = reading.join();
+        over.store(true, Ordering::Relaxed);
+        producing.join().unwrap();
+        all.unwrap()
+    });
+    all += &read();
+    let mut numbers: Vec<u64> = all.lines().map(|line| line.parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..sent.into_inner()).collect::<Vec<_>>(), "each once");
+
+    // A member that has every partition has read them all; another one that gets none need not wait for ever.
+    let mut member = Command::new(CORELOG)
+        .args(["consume", "live", "--group", "g"])
+        .env("CORELOG_BOOTSTRAP", &broker.address)
+        .spawn()
+        .unwrap();
+    let members = || {
+        let described = broker.succeed(&["group", "describe", "g", "--output", "json"], b"");
+        let described: serde_json::Value = serde_json::from_slice(&described).unwrap();
+        described["members"].as_array().unwrap().len()
+    };
+    crate::dev::until("it is a member", || members() == 1);
+    for _ in 0..3 {
+        assert_eq!(read(), "");
+    }
+    // SIGTERM is a clean end: nobody waits for its session.
+    kill_process(Pid::from_child(&member), Signal::TERM).unwrap();
+    assert_eq!(member.wait().unwrap().code(), Some(143));
+    assert_eq!(members(), 0);
     assert_eq!(broker.interrupt(), Some(0));
 }
