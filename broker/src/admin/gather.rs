@@ -114,8 +114,8 @@ impl Gatherer {
         // One group after the other, those that were asked in time.
         let groups = timeout(2 * PATIENCE, groups::all(&self.doors.groups, PATIENCE));
         let (told, groups) = tokio::join!(self.ask_shards(&metadata.topics), groups);
-        let groups = groups.unwrap_or_default();
-        let mut snapshot = Snapshot { broker, groups, ..Snapshot::default() };
+        let (groups, groups_left_out) = groups.unwrap_or_default();
+        let mut snapshot = Snapshot { broker, groups, groups_left_out, ..Snapshot::default() };
         let mut standing = BTreeMap::new();
         for (number, (source, told)) in (0_u16..).zip(self.shards.iter().zip(told)) {
             let Some(told) = told else {

@@ -15,22 +15,22 @@ use crate::net::ControlRequest;
 /// Groups in a picture: of more, the first by name are shown.
 const GROUPS_SHOWN_MAX: usize = 1_000;
 
-/// The groups, by name, as many as are shown and can be asked in time.
-pub(super) async fn all(door: &mpsc::Sender<ControlRequest>, patience: Duration) -> Vec<GroupInfo> {
+/// The groups, by name, as many as are shown and can be asked in time, and whether there are more.
+pub(super) async fn all(door: &mpsc::Sender<ControlRequest>, patience: Duration) -> (Vec<GroupInfo>, bool) {
     let until = Instant::now() + patience;
     let mut groups: Vec<GroupInfo> = Vec::new();
     loop {
         let after = groups.last().map(|group| group.name.clone()).unwrap_or_default();
         let list = Request::ListGroups(ListGroupsRequest { after });
-        let Some(Answer::ListGroups(listed)) = ask(door, list).await else { return groups };
+        let Some(Answer::ListGroups(listed)) = ask(door, list).await else { return (groups, false) };
         for group in listed.groups {
             if groups.len() >= GROUPS_SHOWN_MAX || Instant::now() >= until {
-                return groups;
+                return (groups, true);
             }
             groups.extend(one(door, &group.name).await);
         }
         if !listed.more {
-            return groups;
+            return (groups, false);
         }
     }
 }

@@ -244,6 +244,10 @@ impl Numbers {
     }
 
     fn groups(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let help = "Whether there are more groups than are shown here, which are the first thousand by name";
+        encoder
+            .encode_descriptor("groups_left_out", help, None, GAUGE)?
+            .encode_gauge(&u64::from(self.snapshot.groups_left_out))?;
         let mut family = encoder.encode_descriptor("group_members", "Members of the group", None, GAUGE)?;
         for group in &self.snapshot.groups {
             let labels = [("group", group.name.as_str())];

@@ -66,6 +66,8 @@ pub struct Snapshot {
     pub topics: Vec<TopicInfo>,
     /// The first of its consumer groups, by name.
     pub groups: Vec<GroupInfo>,
+    /// Whether there are more of them.
+    pub groups_left_out: bool,
 }
 
 /// How the broker is.

@@ -137,6 +137,7 @@ fn snapshot() -> Snapshot {
         },
         shards: vec![shard(0), shard(1)],
         silent: Vec::new(),
+        groups_left_out: true,
         topics: vec![
             TopicInfo {
                 name: "orders".to_owned(),

@@ -96,7 +96,7 @@ pub(super) struct TopArgs {
     /// Where the broker's metrics are, host:port.
     #[arg(long, env = "CORELOG_ADMIN", default_value = "127.0.0.1:9644", value_name = "ADDRESS")]
     pub(super) admin: String,
-    /// Time between two looks, as 1s.
+    /// Time between two looks, as 1s; at least 50ms.
     #[arg(long, default_value = "1s", value_name = "TIME", value_parser = parse_duration)]
     pub(super) interval: Duration,
     /// Print one look and end, as when standard output is no terminal.
@@ -237,6 +237,9 @@ pub(super) struct ProduceArgs {
     /// What separates key and value: what comes before it first is the key. A line without it has no key.
     #[arg(long, value_name = "TEXT", value_parser = parse_separator)]
     pub(super) key_separator: Option<String>,
+    /// An empty value is none: a tombstone, with which a topic that is compacted forgets the key.
+    #[arg(long, requires = "key_separator", requires = "chomp")]
+    pub(super) tombstones: bool,
     /// A tag of every record, by which readers may ask for it. May be repeated.
     #[arg(long, value_name = "TAG")]
     pub(super) tag: Vec<String>,
@@ -267,8 +270,8 @@ pub(super) struct ConsumeArgs {
     /// count as done when they are written out.
     #[arg(long, value_name = "GROUP", conflicts_with = "partition")]
     pub(super) group: Option<String>,
-    /// A name for this member that outlives the command: started again within the session timeout, it has the partitions
-    /// it had.
+    /// A name for this member that outlives the command: started again within the session timeout after it ended by
+    /// Ctrl-C or SIGTERM, it has the partitions it had. After a crash it waits until that time is over.
     #[arg(long, value_name = "NAME", requires = "group")]
     pub(super) instance: Option<String>,
     /// How long the group waits for this member when nothing is heard of it, as 10s.

@@ -160,7 +160,7 @@ async fn told(signal: &mut Option<Signal>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Writes a line to standard error; where that is closed there is nobody to tell.

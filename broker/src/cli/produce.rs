@@ -125,7 +125,8 @@ fn record<'a>(args: &ProduceArgs, headers: &'a Headers<'a>, piece: &'a [u8]) -> 
         Some(separator) => input::split_key(piece, separator.as_bytes()),
         None => (None, piece),
     };
-    RecordRef { key, headers, ..RecordRef::new(value) }
+    let value = Some(value).filter(|value| !(args.tombstones && value.is_empty()));
+    RecordRef { key, value, headers, ..RecordRef::new(&[]) }
 }
 
 type Headers<'a> = [(&'a [u8], Option<&'a [u8]>)];

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::args::{TopicArgs, TopicCommand};
 use super::failure::Failure;
 use super::table::{lines, table};
-use super::{OutputFormat, connect};
+use super::{OutputFormat, complain, connect};
 
 pub(super) async fn run(args: TopicArgs, output: OutputFormat) -> Result<(), Failure> {
     let admin = connect(&args.client).await?.admin();
@@ -36,6 +36,12 @@ pub(super) async fn run(args: TopicArgs, output: OutputFormat) -> Result<(), Fai
             let change = config.into_iter().fold(change, |change, (name, value)| change.set(name, value));
             let change = unset.into_iter().fold(change, TopicChange::unset);
             admin.alter_topic(&name, change).await?;
+            if partitions.is_some() {
+                complain(
+                    "corelog: some keys belong to the new partitions from now on: readers may see their new records before \
+                     their old ones, and a compacted topic keeps what they had",
+                );
+            }
             describe(&name, &admin.describe_topic(&name).await?, output)
         }
         TopicCommand::Delete { name } => {

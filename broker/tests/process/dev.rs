@@ -177,6 +177,8 @@ fn top_shows_a_broker_at_a_glance() {
     let json: serde_json::Value = serde_json::from_str(&top(&["--output", "json"])).unwrap();
     assert_eq!(json["shards"].as_array().unwrap().len(), 2);
     assert_eq!(json["groups"][0]["lag_records"], 2.0);
+    let busy = broker.run(&["top", "--admin", &broker.admin, "--interval", "0"], b"");
+    assert_eq!(busy.status.code(), Some(2), "{busy:?}");
     let nobody = broker.run(&["top", "--admin", "127.0.0.1:1", "--once"], b"");
     assert_eq!(nobody.status.code(), Some(4), "{nobody:?}");
     let other = broker.run(&["top", "--admin", &broker.address, "--once"], b"");

@@ -177,6 +177,27 @@ fn every_acknowledged_record_has_a_line_of_its_own() {
     assert_eq!(acknowledged, consumed);
 }
 
+#[test]
+fn an_empty_value_can_be_a_tombstone() {
+    let folder = data_folder();
+    let broker = Broker::dev(&path(&folder, "data"), 0, 1);
+    let produce = |more: &[&str], lines: &[u8]| {
+        broker.succeed(&[&["produce", "table", "--key-separator", ":", "--chomp"], more].concat(), lines);
+    };
+    produce(&[], b"a:1\nb:\n");
+    produce(&["--tombstones"], b"a:\nb:2\n");
+    let consume = ["--output", "json", "consume", "table", "--from", "earliest", "--until-end"];
+    let lines = broker.succeed(&consume, b"");
+    let values = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| {
+        let record: serde_json::Value = serde_json::from_slice(line).unwrap();
+        (record["key"].as_str().unwrap().to_owned(), record["value"].as_str().map(str::to_owned))
+    });
+    let value = |key: &str, value: Option<&str>| (key.to_owned(), value.map(str::to_owned));
+    let expected = [value("a", Some("1")), value("b", Some("")), value("a", None), value("b", Some("2"))];
+    assert_eq!(values.collect::<Vec<_>>(), expected);
+    assert_eq!(broker.run(&["produce", "table", "--tombstones"], b"").status.code(), Some(2));
+}
+
 /// Partition and offset of each JSON line, sorted.
 fn places(lines: &[u8]) -> Vec<(u64, u64)> {
     let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());

@@ -19,10 +19,15 @@ use super::args::TopArgs;
 use super::failure::Failure;
 use super::{Interrupts, OutputFormat, print};
 
+/// Broker and terminal have other things to do as well.
+const INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// How long the broker may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(args: TopArgs, output: OutputFormat) -> Result<(), Failure> {
+    if args.interval < INTERVAL_MIN {
+        return Err(Failure::Usage(format!("--interval must be {INTERVAL_MIN:?} or more")));
+    }
     let mut before = Sample::parse(&get(&args.admin).await?);
     let json = matches!(output, OutputFormat::Json);
     if args.once || json || !std::io::stdout().is_terminal() {
@@ -33,22 +38,28 @@ pub(super) async fn run(args: TopArgs, output: OutputFormat) -> Result<(), Failu
     }
     let mut screen = screen::Screen::open().map_err(|error| Failure::output(&error))?;
     let mut interrupts = Interrupts::new();
-    let mut ticks = tokio::time::interval(args.interval);
-    ticks.tick().await;
+    let look = || async {
+        tokio::time::sleep(args.interval).await;
+        get(&args.admin).await
+    };
+    let mut next = Box::pin(look());
     let mut shown = View::between(&before, &before);
     let mut trouble = None;
     loop {
         screen.draw(&args.admin, &shown, trouble.as_deref()).map_err(|error| Failure::output(&error))?;
         tokio::select! {
-            _ = ticks.tick() => match get(&args.admin).await {
-                Ok(text) => {
-                    let now = Sample::parse(&text);
-                    shown = View::between(&before, &now);
-                    (before, trouble) = (now, None);
+            text = &mut next => {
+                match text {
+                    Ok(text) => {
+                        let now = Sample::parse(&text);
+                        shown = View::between(&before, &now);
+                        (before, trouble) = (now, None);
+                    }
+                    // It may come back: what was seen last stays.
+                    Err(failure) => trouble = failure.words().map(|(_, text, _)| text),
                 }
-                // It may come back: what was seen last stays.
-                Err(failure) => trouble = failure.words().map(|(_, text, _)| text),
-            },
+                next = Box::pin(look());
+            }
             more = screen.wants_more() => if !more { return Ok(()) },
             interrupt = interrupts.next() => return Err(interrupt),
         }

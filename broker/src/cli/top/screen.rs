@@ -80,7 +80,12 @@ fn draw(frame: &mut Frame<'_>, address: &str, view: &View, trouble: Option<&str>
     frame.render_widget(Line::from(format!("{} at {address}", view.title())).bold(), head);
     part(frame, shards, "shards", view.shard_table());
     part(frame, topics, "topics, busiest first", view.topic_table());
-    part(frame, groups, "groups, furthest behind first", view.group_table());
+    let title = if view.groups_left_out {
+        "groups, furthest behind first (there are more: see corelog group list)"
+    } else {
+        "groups, furthest behind first"
+    };
+    part(frame, groups, title, view.group_table());
     let foot_text =
         trouble.map_or_else(|| Line::from("q ends it"), |trouble| Line::from(trouble.to_owned()).red());
     frame.render_widget(Paragraph::new(foot_text), foot);

@@ -1,10 +1,11 @@
 //! What is shown: tables of words, made of two samples.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::metrics::Sample;
+use super::metrics::{Labels, Sample};
 use crate::cli::table::table;
 
 /// A broker between two moments.
@@ -17,6 +18,8 @@ pub(super) struct View {
     pub(super) shards: Vec<Shard>,
     pub(super) topics: Vec<Topic>,
     pub(super) groups: Vec<Group>,
+    /// Whether the broker shows only the first groups by name.
+    pub(super) groups_left_out: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,14 +86,7 @@ impl View {
                 .total_cmp(&a.bytes_in_per_second)
                 .then(b.size_bytes.total_cmp(&a.size_bytes))
         });
-        let mut groups: Vec<Group> = Vec::new();
-        for group in now.values("corelog_group_members", "group") {
-            let lags = now.all("corelog_group_lag_records").iter();
-            let of = lags.filter(|(labels, _)| labels.get("group") == Some(&group));
-            let topics: std::collections::BTreeSet<&String> =
-                of.filter_map(|(labels, _)| labels.get("topic")).collect();
-            groups.extend(topics.into_iter().map(|topic| delta.group(&group, topic)));
-        }
+        let mut groups = groups(now);
         groups.sort_by(|a, b| {
             b.lag_seconds.total_cmp(&a.lag_seconds).then(b.lag_records.total_cmp(&a.lag_records))
         });
@@ -102,6 +98,7 @@ impl View {
             shards: shards.into_iter().map(|shard| delta.shard(shard)).collect(),
             topics,
             groups,
+            groups_left_out: now.sum("corelog_groups_left_out", &[]) > 0.0,
         }
     }
 
@@ -185,6 +182,9 @@ impl View {
                 let _ = write!(text, "\n{}", table(heads, rows.into_iter()));
             }
         }
+        if self.groups_left_out {
+            text += "there are more groups: see corelog group list\n";
+        }
         text
     }
 
@@ -247,23 +247,34 @@ impl Delta<'_> {
             topic,
         }
     }
+}
 
-    fn group(&self, group: &str, topic: &str) -> Group {
-        let with = [("group", group), ("topic", topic)];
-        let seconds = self.now.all("corelog_group_lag_seconds").iter();
-        let of = seconds.filter(|(labels, _)| {
-            labels.get("group").is_some_and(|name| name == group)
-                && labels.get("topic").is_some_and(|name| name == topic)
-        });
-        Group {
-            group: group.to_owned(),
-            topic: topic.to_owned(),
-            members: self.now.sum("corelog_group_members", &[("group", group)]),
-            lag_records: self.now.sum("corelog_group_lag_records", &with),
-            lag_bytes: self.now.sum("corelog_group_lag_bytes", &with),
-            lag_seconds: of.map(|(_, seconds)| *seconds).fold(0.0, f64::max),
+/// Each group in each of its topics.
+fn groups(now: &Sample) -> Vec<Group> {
+    let name = |labels: &Labels, label: &str| labels.get(label).cloned().unwrap_or_default();
+    let members = now.all("corelog_group_members").iter();
+    let members: BTreeMap<String, f64> =
+        members.map(|(labels, number)| (name(labels, "group"), *number)).collect();
+    let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
+    for family in ["corelog_group_lag_records", "corelog_group_lag_bytes", "corelog_group_lag_seconds"] {
+        for (labels, number) in now.all(family) {
+            let (group, topic) = (name(labels, "group"), name(labels, "topic"));
+            let row = groups.entry((group.clone(), topic.clone())).or_insert_with(|| Group {
+                members: members.get(&group).copied().unwrap_or_default(),
+                lag_records: 0.0,
+                lag_bytes: 0.0,
+                lag_seconds: 0.0,
+                group,
+                topic,
+            });
+            match family {
+                "corelog_group_lag_records" => row.lag_records += number,
+                "corelog_group_lag_bytes" => row.lag_bytes += number,
+                _ => row.lag_seconds = row.lag_seconds.max(*number),
+            }
         }
     }
+    groups.into_values().collect()
 }
 
 fn count(number: f64) -> String {
