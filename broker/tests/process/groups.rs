@@ -540,6 +540,14 @@ fn groups_are_read_shown_reset_and_deleted_by_command() {
     assert_eq!(at(&describe()), (Some(40), Some(60)));
     assert_eq!(read(&["--until-end"]).lines().count(), 60);
 
+    // What comes while nobody is there is behind, too, also where the group never was.
+    let altered = broker.run(&["topic", "alter", "orders", "--partitions", "3"], b"");
+    let said = String::from_utf8(altered.stderr).unwrap();
+    assert!(altered.status.success() && said.contains("belong to the new partitions"), "{said}");
+    broker.succeed(&["produce", "orders", "--partition", "2"], b"a\nb\nc\n");
+    let new = &describe()["partitions"][2];
+    assert_eq!((new["committed"].as_u64(), new["lag_records"].as_u64()), (None, Some(3)));
+
     // What needs an empty group is refused while a member is there, and says what to do.
     let mut member = Command::new(CORELOG)
         .args(["consume", "orders", "--group", "billing", "--instance", "till-4"])

@@ -229,7 +229,12 @@ pub fn described(
         coordinator.topics().iter().map(|(name, (id, _))| (*id, name)).collect();
     let held: BTreeMap<TopicPartition, HeldRecord> =
         record.held.into_iter().map(|held| (held.tp, held)).collect();
-    let places: BTreeSet<TopicPartition> = held.keys().chain(offsets.keys()).copied().collect();
+    let mut places: BTreeSet<TopicPartition> = held.keys().chain(offsets.keys()).copied().collect();
+    // In the others of its topics it has everything still to read.
+    let topics: BTreeSet<TopicId> = places.iter().map(|tp| tp.topic).collect();
+    for (topic, partitions) in coordinator.topics().values().filter(|(topic, _)| topics.contains(topic)) {
+        places.extend((0..*partitions).map(|partition| TopicPartition::new(*topic, partition)));
+    }
     let partition = |tp: TopicPartition| {
         let (held, committed) = (held.get(&tp), offsets.get(&tp));
         GroupPartition {

@@ -128,7 +128,7 @@ impl Consumer {
         let all = TopicPartition::new(topic, 0)..=TopicPartition::new(topic, u32::MAX);
         let known = self.beginnings.range(all);
         let known: Vec<(TopicPartition, u64)> =
-            known.filter_map(|tp| Some((*tp, reader.machine.position(tp.partition)?))).collect();
+            known.filter_map(|tp| Some((*tp, reader.machine.confirmed_position(tp.partition)?))).collect();
         for (tp, position) in known {
             self.beginnings.remove(&tp);
             let part = self.parts.get_mut(&tp);
@@ -154,7 +154,7 @@ impl Consumer {
                 continue;
             }
             let done = part.done.as_ref().map(|done| done.offset).or(part.committed);
-            if let Some(position) = reader.machine.position(tp.partition)
+            if let Some(position) = reader.machine.confirmed_position(tp.partition)
                 && done.is_none_or(|done| done < position)
             {
                 (part.given, part.done) = (Some(Progress::at(position)), Some(Progress::at(position)));

@@ -390,6 +390,9 @@ impl Consumer {
         // What was taken before has nothing to do with what will be.
         for part in self.parts.values_mut().filter(|part| part.share == *share) {
             (part.given, part.done) = (None, None);
+            if part.committed.is_none() {
+                self.beginnings.insert(place);
+            }
         }
         Ok(())
     }

@@ -156,6 +156,27 @@ impl Rig {
         self.handle(Input::Answered { id, answer, payload: payload.into() });
     }
 
+    /// Answers the oldest fetch: no partition has what was asked for.
+    fn refuse_fetch(&mut self, error: ErrorCode) {
+        let Some(Outgoing { id, request: Request::Fetch(fetch), .. }) = self.asked(Kind::Fetch) else {
+            panic!("no fetch")
+        };
+        let row = |row: &corelog_wire::message::FetchRow| FetchedRow {
+            tp: row.tp,
+            error,
+            message: String::new(),
+            high_watermark: Offset::new(5),
+            log_start: Offset::ZERO,
+            log_end: Offset::new(5),
+            leader_epoch: LeaderEpoch::new(1),
+            first_byte: 0,
+            bytes: 0,
+            next_offset: None,
+        };
+        let answer = FetchAnswer { throttle_ms: 0, rows: fetch.rows.iter().map(row).collect() };
+        self.answer(id, Answer::Fetch(answer));
+    }
+
     /// What the user gets; what he had is done with.
     fn take(&mut self) -> Option<Taken> {
         let taken = self.consumer.take(self.now);
@@ -237,6 +258,25 @@ fn where_a_group_begins_is_committed_though_nothing_comes() {
         rig.after(Duration::from_secs(1));
         assert!(rig.commit_rows().is_none());
     }
+}
+
+#[test]
+fn a_place_that_the_broker_refuses_is_not_committed() {
+    let mut rig = Rig::reading(ConsumerConfig { start: Start::Offset(99), ..config() }, &[0], &[]);
+    rig.tell_topic(1);
+    rig.refuse_fetch(ErrorCode::OffsetOutOfRange);
+    assert!(rig.consumer.take(rig.now).is_some_and(|taken| taken.is_err()));
+    rig.after(Duration::from_secs(1));
+    assert!(rig.commit_rows().is_none());
+    rig.consumer.close(rig.now);
+    rig.after(Duration::from_secs(1));
+    assert!(rig.commit_rows().is_none());
+
+    let mut rig = Rig::reading(ConsumerConfig { start: Start::Offset(2), ..config() }, &[0], &[]);
+    rig.tell_topic(1);
+    assert!(rig.commit_rows().is_none());
+    rig.bring(0..5);
+    assert_eq!(rig.commit(), [(0, 2)]);
 }
 
 #[test]

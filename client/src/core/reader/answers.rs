@@ -174,6 +174,7 @@ impl Reader {
         log.well();
         log.next = Next::Fetch(row.offset);
         log.position = Some(row.offset);
+        log.confirmed = true;
     }
 
     fn fetched(&mut self, now: Instant, id: RequestId, partition: u32, row: &FetchedRow, payload: &Bytes) {
@@ -192,6 +193,7 @@ impl Reader {
             error => return self.trouble(now, partition, Error::refused(error, &row.message)),
         }
         log.well();
+        log.confirmed = true;
         log.earliest = Some(row.log_start);
         log.high_watermark = Some(row.high_watermark);
         if row.bytes > 0 {

@@ -171,6 +171,8 @@ struct Log {
     next: Next,
     /// Offset of the next record for the taker; none until it is known.
     position: Option<Offset>,
+    /// Whether the broker has said that it is within the log.
+    confirmed: bool,
     /// Records of earlier times are dropped, up to the first that is not.
     skip_before_ms: Option<i64>,
     buffered: VecDeque<CheckedBatch>,
@@ -194,6 +196,7 @@ impl Log {
         let mut log = Self {
             next: Next::Fetch(Offset::ZERO),
             position: None,
+            confirmed: false,
             skip_before_ms: None,
             buffered: VecDeque::new(),
             buffered_bytes: 0,
@@ -216,6 +219,7 @@ impl Log {
             Ok(offset) => (Next::Fetch(offset), Some(offset)),
             Err(at) => (Next::Ask(at), None),
         };
+        self.confirmed = false;
         self.skip_before_ms = match start {
             Start::Timestamp(timestamp_ms) => Some(timestamp_ms),
             Start::Earliest | Start::Latest | Start::Offset(_) => None,
@@ -438,6 +442,12 @@ impl Reader {
     #[must_use]
     pub fn position(&self, partition: u32) -> Option<u64> {
         self.logs.get(&partition)?.position.map(Offset::get)
+    }
+
+    /// The same, once the broker has said that it is within the log.
+    #[must_use]
+    pub fn confirmed_position(&self, partition: u32) -> Option<u64> {
+        self.position(partition).filter(|_| self.logs[&partition].confirmed)
     }
 
     /// Lowest offset that cannot be read yet, as the broker said last.
