@@ -15,6 +15,10 @@ use corelog_bench::workload::Workload;
 const FILE_MEBIBYTES: u64 = 64;
 
 fn run(name: &str, records: &str, load: &str) -> RunResult {
+    run_with(name, "", records, load)
+}
+
+fn run_with(name: &str, topic: &str, records: &str, load: &str) -> RunResult {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();
     let subject = Subject::Start(Start {
@@ -36,7 +40,7 @@ fn run(name: &str, records: &str, load: &str) -> RunResult {
         quiet: None,
     };
     let workload = format!(
-        "name = \"{name}\"\nabout = \"\"\n[topic]\npartitions = 1\n[records]\n{records}\n[load]\n{load}\n\
+        "name = \"{name}\"\nabout = \"\"\n[topic]\npartitions = 1\n{topic}\n[records]\n{records}\n[load]\n{load}\n\
          [time]\nsettle_s = 0.0\nwarm_up_s = 0.1\nmeasured_s = 1.0\n"
     );
     once(&Workload::parse(&workload).unwrap(), 0, &subject, &place).unwrap()
@@ -48,6 +52,16 @@ fn single_records_are_acknowledged_and_there() {
     let result = run("strawman-single", "bytes = 1000\nper_request = 1", load);
     assert!(result.is_valid() && result.refused == 0, "{:?} {:?}", result.verdict, result.marks);
     assert!(result.verdict.acknowledged > 0 && result.verdict.read >= result.verdict.acknowledged.min(1));
+}
+
+#[test]
+fn what_is_acknowledged_from_memory_is_written_without_a_flush() {
+    let load = "mode = \"closed\"\nconnections = 8\nin_flight = 2";
+    let records = "bytes = 1000\nper_request = 1";
+    let result = run_with("strawman-memory", "durability = \"memory\"", records, load);
+    assert!(result.is_valid() && result.refused == 0, "{:?} {:?}", result.verdict, result.marks);
+    assert_eq!(result.class, "memory");
+    assert!(result.verdict.read > 0, "{:?}", result.verdict);
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl Error {
                 "Send smaller records, or raise the limit of the topic and the producer."
             }
             Self::OffsetOutOfRange { .. } => {
-                "Start from an offset inside the log, or choose where to reset to: earliest or latest."
+                "Start from an offset inside the log, or say where to go on (--reset, `reset` of the builder): earliest or latest."
             }
             Self::Corrupt { .. } => {
                 "Seek past the damaged records to go on; tell the operator of the broker."

@@ -106,6 +106,7 @@ impl Peer {
             (Self::Corelog, durability) => Ok(durability.class()),
             (Self::Strawman | Self::RedisAlways | Self::KafkaFlush, Durability::Disk) => Ok("flushed"),
             (Self::RedisEverysec | Self::Nats | Self::Kafka, Durability::Disk) => Ok("page cache"),
+            (Self::Strawman, Durability::Memory) => Ok("memory"),
             (_, Durability::Memory) => {
                 Err(Error::Setup(format!("{} has no durability of memory; leave it out", self.name())))
             }

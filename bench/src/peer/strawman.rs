@@ -26,7 +26,7 @@ use crate::limits::BLOCK_BYTES;
 use crate::payload::Template;
 use crate::strawman::{LOG_NAME, Lap, PAYLOAD_BYTES_MAX, place};
 use crate::tally::{Outcome, Plan, Window};
-use crate::workload::Topic;
+use crate::workload::{Durability, Topic};
 
 const CAPS: Caps = Caps { header_bytes_max: 4096, payload_bytes_max: 0 };
 
@@ -197,11 +197,17 @@ impl Protocol for Producer<'_> {
         let fields = BatchFields::plain(template.records(), 0);
         template.fill(&mut out.payload, mark, &fields, place());
         let payload_bytes = u32::try_from(out.payload.len()).unwrap_or(u32::MAX);
+        // Any header asks for an acknowledgement from memory.
+        let header: &[u8] = match self.run.workload.topic.durability {
+            Durability::Disk => &[],
+            Durability::Memory => b"memory",
+        };
         let prelude =
-            Prelude::request(Kind::Produce, CorrelationId::new(self.correlation_next), &[], payload_bytes);
+            Prelude::request(Kind::Produce, CorrelationId::new(self.correlation_next), header, payload_bytes);
         self.correlation_next += 1;
         out.head.clear();
         out.head.extend_from_slice(&prelude.encode());
+        out.head.extend_from_slice(header);
     }
 
     fn answers(&mut self, input: &[u8], answered: &mut Vec<Answered>) -> Result<usize> {

@@ -113,8 +113,8 @@ impl Commit {
         self.pool.push(block);
     }
 
-    /// Copies a small request; false while there is no memory.
-    pub(super) fn small(&mut self, payload: &[u8], request: Request) -> bool {
+    /// Copies a small request, who is answered once it is durable, if anybody; false while there is no memory.
+    pub(super) fn small(&mut self, payload: &[u8], request: Option<Request>) -> bool {
         if self.open.as_ref().is_some_and(|open| open.bytes + payload.len() > open.block.len()) {
             self.seal();
         }
@@ -125,15 +125,15 @@ impl Commit {
         if let Some(open) = &mut self.open {
             open.block[open.bytes..open.bytes + payload.len()].copy_from_slice(payload);
             open.bytes += payload.len();
-            open.requests.push(request);
+            open.requests.extend(request);
         }
         true
     }
 
     /// Takes a large request that was received in place; it is written without waiting for others.
-    pub(super) fn large(&mut self, block: Block, bytes: usize, request: Request) {
+    pub(super) fn large(&mut self, block: Block, bytes: usize, request: Option<Request>) {
         self.seal();
-        self.place(Extent { block, bytes, requests: vec![request] });
+        self.place(Extent { block, bytes, requests: request.into_iter().collect() });
     }
 
     /// Closes the memory of small requests and gives it its place.
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn small_requests_gather_while_a_flush_is_in_flight() {
         let mut commit = Commit::new(1 << 30);
-        assert!(commit.small(&[1; 100], request(0)));
+        assert!(commit.small(&[1; 100], Some(request(0))));
         let writes = commit.writes();
         assert_eq!((writes.len(), writes[0].bytes, writes[0].position), (1, ALIGNMENT, 0));
         assert!(writes[0].block[100..ALIGNMENT].iter().all(|&byte| byte == 0));
@@ -215,7 +215,7 @@ mod tests {
         complete(&mut commit, writes);
         assert!(commit.flush());
         for correlation in 1..4 {
-            assert!(commit.small(&[2; 3000], request(correlation)));
+            assert!(commit.small(&[2; 3000], Some(request(correlation))));
             assert!(commit.writes().is_empty());
         }
         assert_eq!(commit.flushed(), [request(0)]);
@@ -227,11 +227,21 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_what_was_acknowledged_in_memory() {
+        let mut commit = Commit::new(1 << 30);
+        assert!(commit.small(&[1; 100], None));
+        let writes = commit.writes();
+        assert_eq!(writes.len(), 1);
+        complete(&mut commit, writes);
+        assert!(!commit.flush());
+    }
+
+    #[test]
     fn a_write_that_completes_during_a_flush_waits_for_the_next() {
         let mut commit = Commit::new(1 << 30);
         for correlation in 0..2 {
             let block = commit.block().unwrap();
-            commit.large(block, 100_000, request(correlation));
+            commit.large(block, 100_000, Some(request(correlation)));
         }
         let mut writes = commit.writes();
         assert_eq!(writes.iter().map(|write| write.position).collect::<Vec<_>>(), [0, 102_400]);
@@ -251,7 +261,7 @@ mod tests {
         let mut positions = Vec::new();
         for correlation in 0..4 {
             let block = commit.block().unwrap();
-            commit.large(block, 4 * ALIGNMENT, request(correlation));
+            commit.large(block, 4 * ALIGNMENT, Some(request(correlation)));
             let writes = commit.writes();
             positions.push(writes[0].position / ALIGNMENT as u64);
             complete(&mut commit, writes);
@@ -266,8 +276,8 @@ mod tests {
         let mut commit = Commit::new(1 << 40);
         let blocks: Vec<Block> = std::iter::from_fn(|| commit.block()).collect();
         assert_eq!(blocks.len(), BLOCKS);
-        assert!(!commit.small(&[0; 10], request(0)));
+        assert!(!commit.small(&[0; 10], Some(request(0))));
         commit.free(Block::zeroed(PAYLOAD_BYTES_MAX as usize));
-        assert!(commit.small(&[0; 10], request(0)));
+        assert!(commit.small(&[0; 10], Some(request(0))));
     }
 }

@@ -33,6 +33,8 @@ pub(super) enum Next<'a> {
         correlation: u64,
         /// Whether it asks for the counters instead of appending.
         status: bool,
+        /// Whether it is acknowledged as soon as it is in memory: it has a header, whatever that says.
+        early: bool,
         /// What is to be appended.
         payload: &'a [u8],
         /// The frame's length.
@@ -42,6 +44,8 @@ pub(super) enum Next<'a> {
     Large {
         /// What to call it in the answer.
         correlation: u64,
+        /// As of a whole one.
+        early: bool,
         /// Where the payload begins.
         payload_at: usize,
         /// Its length.
@@ -56,6 +60,7 @@ pub(super) fn next(input: &[u8]) -> Result<Next<'_>> {
     let Some(prelude) = input.first_chunk::<PRELUDE_BYTES>() else { return Ok(Next::More) };
     let prelude = Prelude::decode(prelude, &CAPS).map_err(|error| Error::Peer(error.to_string()))?;
     let correlation = prelude.correlation.get();
+    let early = prelude.header_bytes > 0;
     let payload_at = PRELUDE_BYTES + prelude.header_bytes as usize;
     let payload_bytes = prelude.payload_bytes as usize;
     if let Some(payload) = input.get(payload_at..payload_at + payload_bytes) {
@@ -63,10 +68,10 @@ pub(super) fn next(input: &[u8]) -> Result<Next<'_>> {
         if !status {
             check(payload)?;
         }
-        return Ok(Next::Whole { correlation, status, payload, bytes: payload_at + payload_bytes });
+        return Ok(Next::Whole { correlation, status, early, payload, bytes: payload_at + payload_bytes });
     }
     if payload_bytes >= LARGE_BYTES && input.len() >= payload_at {
-        return Ok(Next::Large { correlation, payload_at, payload_bytes });
+        return Ok(Next::Large { correlation, early, payload_at, payload_bytes });
     }
     Ok(Next::More)
 }
@@ -113,7 +118,7 @@ mod tests {
         }
         let two = [&frame[..], &frame].concat();
         let payload = &frame[PRELUDE_BYTES + 16..];
-        let whole = Next::Whole { correlation: 9, status: false, payload, bytes: frame.len() };
+        let whole = Next::Whole { correlation: 9, status: false, early: true, payload, bytes: frame.len() };
         assert_eq!(next(&two).unwrap(), whole);
     }
 
@@ -125,7 +130,7 @@ mod tests {
         assert_eq!(next(&frame[..payload_at - 1]).unwrap(), Next::More);
         assert_eq!(
             next(&frame[..payload_at]).unwrap(),
-            Next::Large { correlation: 9, payload_at, payload_bytes }
+            Next::Large { correlation: 9, early: true, payload_at, payload_bytes }
         );
     }
 

@@ -35,6 +35,8 @@ enum Tag {
 #[derive(Clone, Copy, Debug)]
 struct Large {
     correlation: u64,
+    /// It is acknowledged when it is in memory.
+    early: bool,
     bytes: usize,
     received: usize,
 }
@@ -165,7 +167,7 @@ impl Server {
         let Some(connection) = &mut self.connections[number] else { return Ok(()) };
         let Some(mut input) = connection.input.take() else { return Ok(()) };
         let mut at = 0;
-        let mut statuses = Vec::new();
+        let (mut statuses, mut early_ones) = (Vec::new(), Vec::new());
         let mut damage = None;
         let mut large = None;
         connection.starved = false;
@@ -176,22 +178,26 @@ impl Server {
                     statuses.push(correlation);
                     at += bytes;
                 }
-                Ok(Next::Whole { correlation, payload, bytes, .. }) => {
-                    connection.starved =
-                        !self.commit.small(payload, Request { connection: number, correlation });
+                Ok(Next::Whole { correlation, early, payload, bytes, .. }) => {
+                    let waits = (!early).then_some(Request { connection: number, correlation });
+                    connection.starved = !self.commit.small(payload, waits);
                     if connection.starved {
                         break;
                     }
+                    early_ones.extend(early.then_some(correlation));
                     at += bytes;
                 }
-                Ok(Next::Large { correlation, payload_at, payload_bytes }) => {
+                Ok(Next::Large { correlation, early, payload_at, payload_bytes }) => {
                     let Some(mut block) = self.commit.block() else {
                         connection.starved = true;
                         break;
                     };
                     let here = &input[at + payload_at..connection.filled];
                     block[..here.len()].copy_from_slice(here);
-                    large = Some((block, Large { correlation, bytes: payload_bytes, received: here.len() }));
+                    large = Some((
+                        block,
+                        Large { correlation, early, bytes: payload_bytes, received: here.len() },
+                    ));
                     at = connection.filled;
                     break;
                 }
@@ -216,6 +222,9 @@ impl Server {
             let (socket, range) = (Rc::clone(&connection.socket), connection.filled..INPUT_BYTES);
             let receive = Operation::Receive { socket, block: input, range, whole: false };
             self.start(Tag::Receive(number), receive)?;
+        }
+        for correlation in early_ones {
+            self.answer(number, Kind::Produce, correlation, &[])?;
         }
         for correlation in statuses {
             let lap = self.commit.lap().encode();
@@ -244,14 +253,18 @@ impl Server {
         if large.received < large.bytes {
             return self.receive_payload(number, block);
         }
-        let Large { correlation, bytes, .. } = *large;
+        let Large { correlation, early, bytes, .. } = *large;
         if let Err(error) = frames::check(&block[..bytes]) {
             self.commit.free(block);
             return self.close(number, Some(&error));
         }
-        self.commit.large(block, bytes, Request { connection: number, correlation });
+        let waits = (!early).then_some(Request { connection: number, correlation });
+        self.commit.large(block, bytes, waits);
         if let Some(connection) = &mut self.connections[number] {
             connection.large = None;
+        }
+        if early {
+            self.answer(number, Kind::Produce, correlation, &[])?;
         }
         self.take(number)
     }

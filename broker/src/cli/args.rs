@@ -283,6 +283,10 @@ pub(super) struct ConsumeArgs {
     /// Where to begin, in a group only where it has not read yet: earliest, latest, an offset, or a time as 2026-11-21T10:00:00Z.
     #[arg(long, default_value = "earliest", value_name = "PLACE", value_parser = parse_start)]
     pub(super) from: Start,
+    /// Where to go on when that is outside the log, because retention was faster: earliest, latest, or another such place. Without
+    /// this, it is an error.
+    #[arg(long, value_name = "PLACE", value_parser = parse_start)]
+    pub(super) reset: Option<Start>,
     /// Only records with this tag, the value of a header named tag; repeated, with any of them. The broker leaves out
     /// batches that have none.
     #[arg(long, value_name = "TAG")]

@@ -7,7 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use corelog_client::{Batch, Client, Consumer, ErrorCode, Progress as Place, Reader, Share, Start, Taken};
+use corelog_client::{
+    Batch, Client, Consumer, ConsumerBuilder, ErrorCode, Progress as Place, Reader, ReaderBuilder, Share,
+    Start, Taken,
+};
 
 use super::args::ConsumeArgs;
 use super::failure::Failure;
@@ -44,7 +47,8 @@ pub(super) async fn run(args: ConsumeArgs, output: OutputFormat) -> Result<(), F
         Some(partition) => client.reader(&args.topic, partition),
         None => client.topic_reader(&args.topic),
     };
-    let reader = reader.from(args.from).tags(&args.tag).build()?;
+    let reader = reader.from(args.from).tags(&args.tag);
+    let reader = args.reset.into_iter().fold(reader, ReaderBuilder::reset).build()?;
     let stdout = io::stdout();
     let progress = Progress::new(None, output, stdout.is_terminal());
     let out = BufWriter::with_capacity(OUT_BYTES, stdout);
@@ -79,6 +83,7 @@ async fn as_member(
     }
     let builder = client.consumer(group).topics([args.topic.as_str()]).from(args.from);
     let builder = builder.session_timeout(args.session_timeout).tags(&args.tag);
+    let builder = args.reset.into_iter().fold(builder, ConsumerBuilder::reset);
     let consumer = match &args.instance {
         Some(instance) => builder.instance(instance).build()?,
         None => builder.build()?,

@@ -14,13 +14,18 @@ use crate::rt;
 use corelog_core::segment::first_block;
 use corelog_core::shard::{ExtentWrite, Make};
 use glommio::sync::Semaphore;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// Largest write. Two to four of these at once keep a fast device busy; more only wait.
 const PIECE_BYTES: usize = 1 << 20;
 /// Pieces in memory at once, over all extents of the shard.
 const PIECES_MAX: u64 = 4;
+/// Up to so many bytes under way, pieces are small and written one at a time: a commit that comes meanwhile waits on the device
+/// for what is before it, and there is no hurry.
+const HURRY_BYTES: u64 = 8 << 20;
+/// The largest write then.
+const SMALL_PIECE_BYTES: usize = 256 << 10;
 
 /// Writes extents.
 #[derive(Debug)]
@@ -28,12 +33,14 @@ pub(super) struct Extents {
     segments: Rc<Segments>,
     pool: Pool,
     pieces: Rc<Semaphore>,
+    /// Of all extents that are being written.
+    bytes: Cell<u64>,
 }
 
 impl Extents {
     /// Writes to these segments from buffers of this pool.
     pub(super) fn new(segments: Rc<Segments>, pool: Pool) -> Self {
-        Self { segments, pool, pieces: Rc::new(Semaphore::new(PIECES_MAX)) }
+        Self { segments, pool, pieces: Rc::new(Semaphore::new(PIECES_MAX)), bytes: Cell::new(0) }
     }
 
     /// Writes one extent and makes it durable. `slices` are the bytes that `extent` names.
@@ -43,6 +50,13 @@ impl Extents {
         slices: Vec<PayloadSlice>,
         hold: &Hold,
     ) -> Result<()> {
+        self.bytes.set(self.bytes.get() + extent.bytes);
+        let written = self.write_all(extent, slices, hold).await;
+        self.bytes.set(self.bytes.get() - extent.bytes);
+        written
+    }
+
+    async fn write_all(&self, extent: &ExtentWrite, slices: Vec<PayloadSlice>, hold: &Hold) -> Result<()> {
         let made = extent.make != Make::Nothing;
         let file = match extent.make {
             Make::Nothing => self.segments.open(hold).await?,
@@ -68,9 +82,11 @@ impl Extents {
         let mut gather = Gather::new(slices);
         let mut at = position;
         while failure.borrow().is_none() {
+            let hurries = self.bytes.get() > HURRY_BYTES;
+            let (permits, largest) = if hurries { (1, PIECE_BYTES) } else { (PIECES_MAX, SMALL_PIECE_BYTES) };
             // Never closed, so it always gives.
-            let permit = self.pieces.acquire_static_permit(1).await.ok();
-            let Some(piece) = gather.next_piece(&self.pool) else { break };
+            let permit = self.pieces.acquire_static_permit(permits).await.ok();
+            let Some(piece) = gather.next_piece(&self.pool, largest) else { break };
             let piece = piece.freeze();
             let bytes = (*piece).as_ref().len() as u64;
             let (file, failure, pass, to) = (Rc::clone(file), Rc::clone(&failure), under_way.enter(), at);
@@ -103,12 +119,12 @@ impl Gather {
         Self { slices: slices.into_iter(), current: None, left }
     }
 
-    /// The next piece; `None` after the last.
-    fn next_piece(&mut self, pool: &Pool) -> Option<Filling> {
+    /// The next piece, of so many bytes at most, a multiple of the block size; `None` after the last.
+    fn next_piece(&mut self, pool: &Pool, largest: usize) -> Option<Filling> {
         if self.left == 0 {
             return None;
         }
-        let bytes = self.left.min(PIECE_BYTES);
+        let bytes = self.left.min(largest);
         let mut piece = pool.take(bytes.next_multiple_of(BLOCK_BYTES));
         let (data, padding) = piece.bytes_mut().split_at_mut(bytes);
         padding.fill(0);
@@ -148,7 +164,7 @@ mod tests {
         let mut gather = Gather::new(slices.collect());
         let pool = Pool::new(0);
         let mut pieces = Vec::new();
-        while let Some(piece) = gather.next_piece(&pool) {
+        while let Some(piece) = gather.next_piece(&pool, PIECE_BYTES) {
             pieces.push((*piece.freeze()).as_ref().to_vec());
         }
         let lengths: Vec<usize> = pieces.iter().map(Vec::len).collect();

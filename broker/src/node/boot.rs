@@ -267,6 +267,9 @@ async fn serve(
     drop(stop_groups);
     drop(tokio::time::timeout(CONTROL_PATIENCE, groups).await);
     let clean = stop_shards(&sides).await;
+    if !clean {
+        tracing::warn!("not every shard came to its end in time: the next start replays its journal");
+    }
     operators.end();
     drop(stop_control);
     // What it does may wait for a shard that does not end.

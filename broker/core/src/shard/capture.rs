@@ -29,6 +29,11 @@ pub(super) struct Capture {
 }
 
 impl Shard {
+    /// Whether some of a checkpoint is still to be captured, which waits for nothing but its turn.
+    pub(super) fn is_capturing(&self) -> bool {
+        !self.poisoned && self.capture.as_ref().is_some_and(|capture| !capture.complete)
+    }
+
     /// Begins, goes on with or hands over a checkpoint.
     pub(super) fn checkpoint(&mut self, out: &mut Effects) {
         if self.poisoned || self.checkpoint_waits {

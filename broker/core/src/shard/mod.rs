@@ -339,7 +339,8 @@ impl Shard {
         let parked = self.deadlines.first().map(|(at, _, _)| *at);
         let mark = self.mark_due_at();
         let housekeeping = (!self.partitions.is_empty()).then_some(self.housekeeping_at);
-        [parked, mark, housekeeping].into_iter().flatten().min()
+        let capturing = self.is_capturing().then(Instant::default);
+        [parked, mark, housekeeping, capturing].into_iter().flatten().min()
     }
 
     /// Packs this shard's commits; taken once, by the hands that write them.

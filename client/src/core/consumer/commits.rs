@@ -10,9 +10,12 @@ use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicId, TopicPartition};
 use corelog_wire::message::{OffsetCommitAnswer, OffsetCommitRequest, OffsetRow, Request};
 
-use super::{CommitMode, Consumer, ConsumerEvent, Out, Phase, Share, Stage, outgoing};
+use super::{CommitMode, Consumer, ConsumerEvent, Out, Phase, Share, Stage, outgoing, session_over};
 use crate::core::{Batch, Effect, RequestId};
 use crate::error::Error;
+
+/// What a group takes of a commit's metadata.
+const METADATA_BYTES_MAX: usize = 1 << 10;
 
 /// How far records are done with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,8 +74,11 @@ pub(super) struct Commits {
 }
 
 impl Commits {
+    /// A commit does not go back: what is more and was wanted before stays.
     pub(super) fn want(&mut self, tp: TopicPartition, progress: Progress) {
-        self.wanted.insert(tp, progress);
+        if self.wanted.get(&tp).is_none_or(|before| before.offset <= progress.offset) {
+            self.wanted.insert(tp, progress);
+        }
     }
 
     /// Nothing is wanted any more; what is under way is.
@@ -109,13 +115,19 @@ impl Consumer {
     /// Commits this; [`ConsumerEvent::Committed`] says what became of it. [`super::Input::Tick`] makes it so.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a partition that is not this consumer's; [`Error::Closed`].
+    /// [`Error::Usage`] for a partition that is not this consumer's, and metadata that no group takes; [`Error::Closed`].
     pub fn commit_offsets(&mut self, offsets: Vec<(Share, Progress)>) -> Result<CommitId, Error> {
         if self.phase != Phase::Open {
             return Err(Error::Closed);
         }
         let mut wanted = Vec::with_capacity(offsets.len());
         for (share, progress) in offsets {
+            if progress.metadata.len() > METADATA_BYTES_MAX || progress.metadata.chars().any(char::is_control)
+            {
+                return Err(Error::usage(format!(
+                    "metadata of a commit has at most {METADATA_BYTES_MAX} bytes, none of them control characters"
+                )));
+            }
             wanted.push((self.place_of(&share)?, progress));
         }
         Ok(self.commit_places(wanted))
@@ -190,10 +202,14 @@ impl Consumer {
     /// Commits all that was taken so far. As [`Consumer::commit_offsets`].
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`]; `UNKNOWN_MEMBER` as [`Error::Refused`] if the session has ended since something was taken that is not
+    /// committed: others work on it.
     pub fn commit_taken(&mut self) -> Result<CommitId, Error> {
         if self.phase != Phase::Open {
             return Err(Error::Closed);
+        }
+        if self.lost_taken {
+            return Err(session_over());
         }
         let ahead = |(&tp, part): (&TopicPartition, &super::Part)| {
             let given = part.given.as_ref()?;
@@ -242,17 +258,15 @@ impl Consumer {
                 }
             }
         }
+        // What was already committed, or never taken, needs no request.
+        for ticket in self.commits.tickets.extract_if(.., |ticket| ticket.places.is_empty()) {
+            out.push(Effect::Event(ConsumerEvent::Committed(ticket.id, Ok(()))));
+        }
         let waits = self.commits.again_at.is_some_and(|at| now < at);
         if self.commits.flight.is_some() || waits || !self.member.is_joined() {
             return;
         }
-        // What was already committed, or never taken, needs no request.
         let tickets = std::mem::take(&mut self.commits.tickets);
-        let (tickets, empty): (Vec<_>, Vec<_>) =
-            tickets.into_iter().partition(|ticket| !ticket.places.is_empty());
-        out.extend(
-            empty.into_iter().map(|ticket| Effect::Event(ConsumerEvent::Committed(ticket.id, Ok(())))),
-        );
         let rows = std::mem::take(&mut self.commits.wanted);
         if rows.is_empty() {
             return;
@@ -354,7 +368,7 @@ impl Consumer {
         if error.is_retriable() {
             // A commit that may have happened may happen again.
             for (tp, progress) in flight.rows {
-                self.commits.wanted.entry(tp).or_insert(progress);
+                self.commits.want_more(tp, &progress);
             }
             let later = std::mem::replace(&mut self.commits.tickets, flight.tickets);
             self.commits.tickets.extend(later);

@@ -120,12 +120,12 @@ impl Consumer {
     /// Everything that was granted is lost; a new member begins.
     pub(super) fn lose(&mut self, out: &mut Out) {
         self.beginnings.clear();
+        self.lost_taken |= self.parts.values().any(Part::is_taken_uncommitted);
         let lost: Vec<Share> = std::mem::take(&mut self.parts).into_values().map(|part| part.share).collect();
         self.readers.clear();
         self.early.clear();
         self.told.clear();
-        let error = Error::refused(ErrorCode::UnknownMember, "the session in the group has ended");
-        self.commits.fail_all(&error, out);
+        self.commits.fail_all(&super::session_over(), out);
         self.member = Member::new(&mut self.random);
         // Whoever ends has nothing to leave any more.
         self.member.left = self.phase != Phase::Open;

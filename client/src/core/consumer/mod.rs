@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{TopicId, TopicPartition};
 use corelog_wire::message::Answer;
 
@@ -116,6 +117,8 @@ pub struct Consumer {
     waits: bool,
     /// The user was away for too long; the group is joined again when he comes back.
     resting: bool,
+    /// The session ended when something was taken and not committed, and the user has not taken again since.
+    lost_taken: bool,
     /// What the user shall hear.
     complaint: Option<Error>,
     phase: Phase,
@@ -147,6 +150,7 @@ impl Consumer {
             // Until there is something to take nobody is late.
             waits: true,
             resting: false,
+            lost_taken: false,
             complaint: None,
             phase: Phase::Open,
             config,
@@ -250,7 +254,7 @@ impl Consumer {
         if !self.by_record || !self.is_with_user() {
             self.taken_at = Some(now);
         }
-        self.resting = false;
+        (self.resting, self.lost_taken) = (false, false);
         self.came_back();
         if let Some(complaint) = self.complaint.take() {
             return Some(Err(complaint));
@@ -567,6 +571,10 @@ impl Consumer {
         }
         self.readers.values().find_map(|reader| reader.machine.broken_invariant())
     }
+}
+
+fn session_over() -> Error {
+    Error::refused(ErrorCode::UnknownMember, "the session in the group has ended")
 }
 
 fn not_here(share: &Share) -> Error {

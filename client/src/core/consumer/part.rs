@@ -47,6 +47,11 @@ impl Part {
         done.as_ref().filter(|done| self.committed.is_none_or(|committed| committed < done.offset))
     }
 
+    /// Whether anything that was given is not committed.
+    pub(super) fn is_taken_uncommitted(&self) -> bool {
+        self.given.as_ref().is_some_and(|given| self.committed.is_none_or(|done| done < given.offset))
+    }
+
     pub(super) fn is_with_user(&self) -> bool {
         self.given.as_ref().map(|given| given.offset) != self.done.as_ref().map(|done| done.offset)
     }

@@ -480,6 +480,44 @@ fn at_most_once_commits_before_it_gives() {
 }
 
 #[test]
+fn by_hand_nothing_waits_for_ever_and_what_was_lost_is_not_committed() {
+    let manual = ConsumerConfig { commit: CommitMode::Manual, ..config() };
+    // Nothing to commit needs nobody.
+    let mut rig = Rig::new(manual.clone());
+    let id = rig.consumer.commit_taken().unwrap();
+    rig.tick();
+    assert!(matches!(rig.committed[..], [(done, Ok(()))] if done == id));
+
+    let mut rig = Rig::reading(manual, &[0], &[(0, 0)]);
+    rig.tell_topic(1);
+    rig.bring(0..3);
+    rig.take_records();
+    rig.after(Duration::from_mins(2));
+    let lost = rig.consumer.commit_taken().unwrap_err();
+    assert_eq!(lost.code(), Some(ErrorCode::UnknownMember), "{lost}");
+    // Whoever takes again knows.
+    rig.take();
+    rig.consumer.commit_taken().unwrap();
+}
+
+#[test]
+fn commits_that_overtake_each_other_do_not_go_back() {
+    let mut rig = Rig::reading(ConsumerConfig { commit: CommitMode::Manual, ..config() }, &[0], &[(0, 0)]);
+    rig.tell_topic(1);
+    rig.bring(0..9);
+    rig.take_records();
+    let share = Share { topic: "t".into(), partition: 0 };
+    for offset in [3, 7, 5] {
+        rig.consumer.commit_offsets(vec![(share.clone(), Progress::at(offset))]).unwrap();
+    }
+    rig.tick();
+    assert_eq!(rig.commit(), [(0, 7)]);
+    assert_eq!(rig.committed.len(), 3);
+    let long = Progress { metadata: "x".repeat(1025), ..Progress::at(8) };
+    assert!(matches!(rig.consumer.commit_offsets(vec![(share, long)]), Err(Error::Usage { .. })));
+}
+
+#[test]
 fn by_hand_commits_what_was_taken_and_says_when_it_is_done() {
     let mut rig = Rig::reading(ConsumerConfig { commit: CommitMode::Manual, ..config() }, &[0], &[(0, 0)]);
     rig.tell_topic(1);

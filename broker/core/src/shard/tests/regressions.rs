@@ -107,6 +107,23 @@ fn a_shard_on_a_full_file_system_stops_cleanly() {
 }
 
 #[test]
+fn a_shard_of_many_partitions_stops_without_waiting_for_housekeeping() {
+    let mut hands = Hands::new(small());
+    for partition in 0..1_000 {
+        hands.lead(partition, settings(|_| ()));
+    }
+    hands.produce(0, batch_of(0, -1, -1, 1, b"one"));
+    hands.step(Input::Drain);
+    // As the pump does: a turn whenever one is due.
+    let drained = |hands: &Hands| hands.notes.iter().any(|note| matches!(note, Note::Drained));
+    while !drained(&hands) {
+        let due = hands.shard.next_deadline().expect("something is due");
+        assert!(due <= hands.now.instant, "it waits until {due:?}, now is {:?}", hands.now.instant);
+        hands.step(Input::Tick);
+    }
+}
+
+#[test]
 fn a_log_start_at_the_end_of_the_log_is_replayed_as_it_was_lived() {
     // Beside the deletion: nothing, a batch appended before it whose commit is still under way, one appended after.
     for (before, after) in [(0, 0), (1, 0), (0, 1), (1, 1)] {
