@@ -51,6 +51,9 @@ pub(super) struct Member {
     /// The last heartbeat of all.
     farewell: Option<RequestId>,
     left: bool,
+    /// Who was here before, and is to be said farewell for; and the request that does.
+    forerunner: Option<(MemberId, MemberEpoch, u64)>,
+    farewell_before: Option<RequestId>,
 }
 
 impl Member {
@@ -72,7 +75,16 @@ impl Member {
             ask_attempts: 0,
             farewell: None,
             left: false,
+            forerunner: None,
+            farewell_before: None,
         }
+    }
+
+    /// Who comes after it. It tells the group that its forerunner has gone, before it joins: the group may not know, and would
+    /// keep everything for it until its session ends.
+    fn successor(&self, random: &mut Random) -> Self {
+        let before = self.is_joined().then_some((self.id, self.epoch, self.beat));
+        Self { forerunner: before.or(self.forerunner), ..Self::new(random) }
     }
 
     pub(super) fn name(&self) -> (MemberId, MemberEpoch) {
@@ -107,18 +119,20 @@ impl Consumer {
     /// Ends what was granted when the session must have ended.
     pub(super) fn fence(&mut self, now: Instant, out: &mut Out) {
         if self.member.safe_until.is_some() && !self.member.is_safe(now) {
-            self.lose(out);
+            let next = self.member.successor(&mut self.random);
+            self.lose(next, out);
         }
     }
 
     /// The coordinator does not know this member any more.
     pub(super) fn rejoin(&mut self, now: Instant, out: &mut Out) {
-        self.lose(out);
+        let other = Member::new(&mut self.random);
+        self.lose(other, out);
         self.member.again_at = Some(now + self.config.reader.backoff.after(1, &mut self.random));
     }
 
-    /// Everything that was granted is lost; a new member begins.
-    pub(super) fn lose(&mut self, out: &mut Out) {
+    /// Everything that was granted is lost; this member begins.
+    pub(super) fn lose(&mut self, member: Member, out: &mut Out) {
         self.beginnings.clear();
         self.lost_taken |= self.parts.values().any(Part::is_taken_uncommitted);
         let lost: Vec<Share> = std::mem::take(&mut self.parts).into_values().map(|part| part.share).collect();
@@ -126,7 +140,7 @@ impl Consumer {
         self.early.clear();
         self.told.clear();
         self.commits.fail_all(&super::session_over(), out);
-        self.member = Member::new(&mut self.random);
+        self.member = member;
         // Whoever ends has nothing to leave any more.
         self.member.left = self.phase != Phase::Open;
         if !lost.is_empty() {
@@ -154,8 +168,15 @@ impl Consumer {
         let joins = !self.member.is_joined();
         let session = self.config.wishes.session_timeout;
         let wait = if joins { Duration::ZERO } else { session / 3 };
-        let heartbeat = self.heartbeat(Leave::No, wait);
         let id = self.request();
+        let heartbeat = match self.member.forerunner {
+            Some((member, member_epoch, beat)) => {
+                self.member.farewell_before = Some(id);
+                let same = self.heartbeat(Leave::Yes, wait);
+                GroupHeartbeatRequest { member, member_epoch, beat: beat + 1, wishes: None, ..same }
+            }
+            None => self.heartbeat(Leave::No, wait),
+        };
         out.push(Effect::Send(outgoing(id, Request::GroupHeartbeat(heartbeat), now + wait + session / 3)));
         self.member.beats.insert(id, now);
         self.member.news = false;
@@ -208,6 +229,10 @@ impl Consumer {
         // One of an earlier membership otherwise.
         let Some(sent) = self.member.beats.remove(&id) else { return };
         (self.member.attempts, self.member.trouble) = (0, None);
+        if self.member.farewell_before.take_if(|farewell| *farewell == id).is_some() {
+            (self.member.forerunner, self.member.again_at) = (None, None);
+            return;
+        }
         let from = if cfg!(mutant = "consumer_session_from_the_answer") { now } else { sent };
         let until = from + self.config.wishes.session_timeout;
         self.member.safe_until = Some(self.member.safe_until.map_or(until, |was| was.max(until)));
@@ -397,7 +422,12 @@ impl Consumer {
         if self.member.beats.remove(&id).is_none() {
             return;
         }
+        let for_another = self.member.farewell_before.take_if(|farewell| *farewell == id).is_some();
         match error.code() {
+            Some(ErrorCode::UnknownMember | ErrorCode::FencedMember) if for_another => {
+                (self.member.forerunner, self.member.again_at) = (None, None);
+                return;
+            }
             Some(ErrorCode::UnknownMember | ErrorCode::FencedMember) => return self.rejoin(now, out),
             Some(ErrorCode::InvalidGroup | ErrorCode::UnsupportedKind) => {
                 self.complaint = Some(error.clone());

@@ -536,7 +536,8 @@ impl Consumer {
         }
         self.resting = true;
         self.leave(now, out);
-        self.lose(out);
+        let other = Member::new(&mut self.random);
+        self.lose(other, out);
     }
 
     fn request(&mut self) -> RequestId {

@@ -354,7 +354,7 @@ fn whoever_listens_hears_what_goes_before_it_does() {
 }
 
 #[test]
-fn it_stops_when_its_session_must_have_ended_and_joins_as_another() {
+fn it_stops_when_its_session_must_have_ended_and_joins_again() {
     let mut rig = Rig::reading(config(), &[0], &[(0, 0)]);
     rig.tell_topic(1);
     let (_, heartbeat) = rig.heartbeat();
@@ -369,8 +369,12 @@ fn it_stops_when_its_session_must_have_ended_and_joins_as_another() {
     let Some(Taken::Lost(shares)) = rig.take() else { panic!("nothing was lost") };
     assert_eq!(shares.len(), 1);
     assert!(rig.take().is_none(), "what was buffered is not given any more");
+    // The group may still keep everything for the one that it was.
+    let farewell = rig.grant(9, &[]);
+    assert_eq!((farewell.member, farewell.leave), (heartbeat.member, Leave::Yes));
+    assert!(farewell.beat > heartbeat.beat);
     let (_, join) = rig.heartbeat();
-    assert_eq!(join.member_epoch, MemberEpoch::new(0));
+    assert_eq!((join.member_epoch, join.leave), (MemberEpoch::new(0), Leave::No));
     assert!(join.member != heartbeat.member && owned(&join).is_empty());
 }
 
