@@ -61,6 +61,10 @@ pub const COMMITS_IN_FLIGHT_MAX: usize = 2;
 pub const JOURNAL_RESERVE_SHARE: u64 = 8;
 /// Destaging starts when one in this many of the ring holds bytes that are in no segment yet.
 pub const DESTAGE_START_SHARE: u64 = 4;
+/// Destaging that has not begun to catch up when three eighths of the ring are in no segment is urgent.
+pub const DESTAGE_URGENT_TIMES: u64 = 3;
+/// See [`DESTAGE_URGENT_TIMES`].
+pub const DESTAGE_URGENT_DIVISOR: u64 = 8;
 /// A checkpoint is due when the head moved this share of the ring since the last one.
 pub const CHECKPOINT_SHARE: u64 = 8;
 /// An idle shard marks its last commit as flushed after this long.

@@ -14,17 +14,15 @@ use crate::rt;
 use corelog_core::segment::first_block;
 use corelog_core::shard::{ExtentWrite, Make};
 use glommio::sync::Semaphore;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Largest write. Two to four of these at once keep a fast device busy; more only wait.
 const PIECE_BYTES: usize = 1 << 20;
 /// Pieces in memory at once, over all extents of the shard.
 const PIECES_MAX: u64 = 4;
-/// Up to so many bytes under way, pieces are small and written one at a time: a commit that comes meanwhile waits on the device
-/// for what is before it, and there is no hurry.
-const HURRY_BYTES: u64 = 8 << 20;
-/// The largest write then.
+/// The largest write of an extent that is not urgent; these are written one at a time. A commit waits on the device for what is
+/// before it.
 const SMALL_PIECE_BYTES: usize = 256 << 10;
 
 /// Writes extents.
@@ -33,14 +31,12 @@ pub(super) struct Extents {
     segments: Rc<Segments>,
     pool: Pool,
     pieces: Rc<Semaphore>,
-    /// Of all extents that are being written.
-    bytes: Cell<u64>,
 }
 
 impl Extents {
     /// Writes to these segments from buffers of this pool.
     pub(super) fn new(segments: Rc<Segments>, pool: Pool) -> Self {
-        Self { segments, pool, pieces: Rc::new(Semaphore::new(PIECES_MAX)), bytes: Cell::new(0) }
+        Self { segments, pool, pieces: Rc::new(Semaphore::new(PIECES_MAX)) }
     }
 
     /// Writes one extent and makes it durable. `slices` are the bytes that `extent` names.
@@ -50,13 +46,6 @@ impl Extents {
         slices: Vec<PayloadSlice>,
         hold: &Hold,
     ) -> Result<()> {
-        self.bytes.set(self.bytes.get() + extent.bytes);
-        let written = self.write_all(extent, slices, hold).await;
-        self.bytes.set(self.bytes.get() - extent.bytes);
-        written
-    }
-
-    async fn write_all(&self, extent: &ExtentWrite, slices: Vec<PayloadSlice>, hold: &Hold) -> Result<()> {
         let made = extent.make != Make::Nothing;
         let file = match extent.make {
             Make::Nothing => self.segments.open(hold).await?,
@@ -67,7 +56,7 @@ impl Extents {
         if made {
             file.write(copied(&first_block(extent.segment)), 0).await?;
         }
-        self.write_pieces(&file, extent.file_position, slices).await?;
+        self.write_pieces(&file, extent, slices).await?;
         file.flush().await?;
         if made {
             self.segments.flush_name(hold).await?;
@@ -76,14 +65,19 @@ impl Extents {
     }
 
     /// Writes the pieces, a few at once, and waits for all of them whatever becomes of each.
-    async fn write_pieces(&self, file: &Rc<File>, position: u64, slices: Vec<PayloadSlice>) -> Result<()> {
+    async fn write_pieces(
+        &self,
+        file: &Rc<File>,
+        extent: &ExtentWrite,
+        slices: Vec<PayloadSlice>,
+    ) -> Result<()> {
+        let (permits, largest) =
+            if extent.urgent { (1, PIECE_BYTES) } else { (PIECES_MAX, SMALL_PIECE_BYTES) };
         let failure = Rc::new(RefCell::new(None));
         let under_way = rt::Gate::default();
         let mut gather = Gather::new(slices);
-        let mut at = position;
+        let mut at = extent.file_position;
         while failure.borrow().is_none() {
-            let hurries = self.bytes.get() > HURRY_BYTES;
-            let (permits, largest) = if hurries { (1, PIECE_BYTES) } else { (PIECES_MAX, SMALL_PIECE_BYTES) };
             // Never closed, so it always gives.
             let permit = self.pieces.acquire_static_permit(permits).await.ok();
             let Some(piece) = gather.next_piece(&self.pool, largest) else { break };

@@ -217,6 +217,7 @@ fn a_full_file_system_is_told_from_a_fault_and_an_extent_fits_once_there_is_room
             allocate_to: 8 * MIB as u64,
             slices: Vec::new(),
             bytes: 5 * MIB as u64 - 100,
+            urgent: true,
         };
         let slices = || {
             let bytes = Bytes::from(vec![8; 5 * MIB - 100]);
@@ -263,6 +264,7 @@ fn segments_leave_the_file_system_a_margin_in_which_a_checkpoint_fits() {
             allocate_to,
             slices: Vec::new(),
             bytes: 4_096,
+            urgent: false,
         };
         let slices = || vec![PayloadSlice::owned(Bytes::from(vec![8; 4_096]))];
         // The file system itself would take it.

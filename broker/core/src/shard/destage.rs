@@ -8,8 +8,8 @@ use super::partition::{ExtentUnderWay, Partition};
 use super::{DiskFailure, Effects, ExtentBeingWritten, ExtentWrite, Make, Note, Pause, SegmentSeal, Shard};
 use crate::journal::{Entry, ExtentEntry, Position, SegmentId};
 use crate::limits::{
-    BLOCK, DESTAGE_START_SHARE, DISK_FULL_RETRY, EXTENT_BYTES_FULL, EXTENT_BYTES_IN_FLIGHT_MAX,
-    EXTENTS_IN_FLIGHT_MAX,
+    BLOCK, DESTAGE_START_SHARE, DESTAGE_URGENT_DIVISOR, DESTAGE_URGENT_TIMES, DISK_FULL_RETRY,
+    EXTENT_BYTES_FULL, EXTENT_BYTES_IN_FLIGHT_MAX, EXTENTS_IN_FLIGHT_MAX,
 };
 use crate::log::Seal;
 use crate::segment::index_file;
@@ -274,7 +274,16 @@ impl Shard {
             .find(can)
     }
 
+    /// Whether the journal fills faster than it is destaged, or a stream waits for its way to its segment.
+    fn is_urgent(&self, tp: TopicPartition) -> bool {
+        let in_journal_alone = self.ring.head().since(self.oldest_undestaged());
+        in_journal_alone > self.ring.bytes() / DESTAGE_URGENT_DIVISOR * DESTAGE_URGENT_TIMES
+            || self.held.contains(&tp)
+            || self.opening.contains(&tp)
+    }
+
     fn extent_for(&mut self, tp: TopicPartition) -> Option<ExtentWrite> {
+        let urgent = self.is_urgent(tp);
         let partition = self.partitions.get_mut(&tp)?;
         let log = &partition.log;
         let segment = log.segments.holding(log.destaged_end())?;
@@ -308,7 +317,7 @@ impl Shard {
         };
         partition.extent = Some(ExtentUnderWay { entry, allocate_to, flushed: false });
         let ExtentEntry { segment, file_position, bytes, .. } = entry;
-        Some(ExtentWrite { segment, make, file_position, allocate_to, slices, bytes })
+        Some(ExtentWrite { segment, make, file_position, allocate_to, slices, bytes, urgent })
     }
 }
 

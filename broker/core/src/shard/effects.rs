@@ -195,6 +195,8 @@ pub struct ExtentWrite {
     pub slices: Vec<Slice>,
     /// Sum of the slices, without padding.
     pub bytes: u64,
+    /// Whether somebody may have to wait for it. Otherwise it is to be in nobody's way.
+    pub urgent: bool,
 }
 
 /// The index file of a segment that takes no more extents.
