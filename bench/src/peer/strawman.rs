@@ -197,10 +197,10 @@ impl Protocol for Producer<'_> {
         let fields = BatchFields::plain(template.records(), 0);
         template.fill(&mut out.payload, mark, &fields, place());
         let payload_bytes = u32::try_from(out.payload.len()).unwrap_or(u32::MAX);
-        // Any header asks for an acknowledgement from memory.
+        // Any header, of a multiple of eight bytes, asks for an acknowledgement from memory.
         let header: &[u8] = match self.run.workload.topic.durability {
             Durability::Disk => &[],
-            Durability::Memory => b"memory",
+            Durability::Memory => b"memory..",
         };
         let prelude =
             Prelude::request(Kind::Produce, CorrelationId::new(self.correlation_next), header, payload_bytes);
