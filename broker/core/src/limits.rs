@@ -131,7 +131,7 @@ pub const GROUP_BYTES_MAX: usize = 768 << 10;
 /// Committed offsets that are stored together: those of so many neighbouring partitions.
 pub const OFFSETS_PER_PAGE: u32 = 16;
 /// Longest text that is stored with a committed offset.
-pub const OFFSET_METADATA_BYTES_MAX: usize = 1 << 10;
+pub use corelog_wire::message::OFFSET_METADATA_BYTES_MAX;
 /// Least time between two stores of a consumer group's offsets.
 pub const OFFSET_INTERVAL: Duration = Duration::from_millis(10);
 /// How long the offsets of a group without members are kept.

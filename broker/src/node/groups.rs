@@ -236,12 +236,12 @@ impl Groups {
     fn tell(&mut self, input: GroupInput) {
         let mut effects = Vec::new();
         self.coordinator.step(self.clock.now(), input, &mut effects);
-        let (mut answers, mut taken) = (Vec::new(), Vec::new());
+        let (mut answers, mut word) = (Vec::new(), None);
         for effect in effects {
             match effect {
                 GroupEffect::Reply { ask_id, reply } => answers.extend(self.answer(ask_id, reply)),
                 GroupEffect::WentBack { partitions } => {
-                    taken.extend(self.protector.tell_back(&partitions, &self.coordinator));
+                    word = self.protector.tell_back(&partitions, &self.coordinator);
                 }
                 GroupEffect::Load { group } => {
                     self.work.spawn(load(self.store.clone(), group));
@@ -260,18 +260,10 @@ impl Groups {
                 }
             }
         }
-        if taken.is_empty() {
-            return send(answers);
-        }
+        let Some(word) = word else { return send(answers) };
         tokio::spawn(async move {
-            let all = async {
-                for word in taken {
-                    // A shard that ends keeps nothing for anybody.
-                    drop(word.await);
-                }
-            };
-            // One that is that slow removes nothing meanwhile either, and is told again.
-            drop(tokio::time::timeout(TAKEN_PATIENCE, all).await);
+            // A shard that is that slow removes nothing meanwhile either.
+            drop(tokio::time::timeout(TAKEN_PATIENCE, word).await);
             send(answers);
         });
     }

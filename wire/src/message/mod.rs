@@ -27,7 +27,8 @@ pub use self::membership::{
     Assignor, GroupHeartbeatAnswer, GroupHeartbeatRequest, Leave, MemberWishes, TopicShare,
 };
 pub use self::offsets::{
-    CommittedRow, OffsetCommitAnswer, OffsetCommitRequest, OffsetFetchAnswer, OffsetFetchRequest, OffsetRow,
+    CommittedRow, OFFSET_METADATA_BYTES_MAX, OffsetCommitAnswer, OffsetCommitRequest, OffsetFetchAnswer,
+    OffsetFetchRequest, OffsetRow, is_offset_metadata,
 };
 pub use self::produce::{
     Acks, InitProducerIdAnswer, InitProducerIdRequest, ProduceAnswer, ProduceRequest, ProduceRow, ProducedRow,

@@ -10,6 +10,15 @@ use crate::error::ErrorCode;
 use crate::generated::groups as fb;
 use crate::ids::{LeaderEpoch, MemberEpoch, MemberId, Offset, TopicPartition};
 
+/// Most bytes of the metadata of a commit.
+pub const OFFSET_METADATA_BYTES_MAX: usize = 1 << 10;
+
+/// Whether a group takes this as the metadata of a commit: not too long, and no control characters.
+#[must_use]
+pub fn is_offset_metadata(text: &str) -> bool {
+    text.len() <= OFFSET_METADATA_BYTES_MAX && !text.chars().any(char::is_control)
+}
+
 /// How far a group has come in a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OffsetRow {

@@ -90,24 +90,18 @@ impl Coordinator {
     /// stored. A group that has committed nothing there has read nothing.
     #[must_use]
     pub fn read_up_to(&self, topic: TopicId, partitions: u32, groups: &[GroupName]) -> Vec<Offset> {
-        let mut read: Option<Vec<Offset>> = None;
+        let mut read = vec![Offset::new(u64::MAX); partitions as usize];
         for group in groups {
             let committed = self.group(group).map(|(_, offsets)| {
                 offsets.range(TopicPartition::new(topic, 0)..TopicPartition::new(topic, partitions))
             });
             let mut committed = committed.into_iter().flatten().peekable();
-            let offsets = (0..partitions).map(|partition| {
+            for (partition, least) in (0..).zip(&mut read) {
                 let here = committed.next_if(|(tp, _)| tp.partition == partition);
-                here.map_or(Offset::ZERO, |(_, committed)| committed.offset)
-            });
-            read = Some(match read {
-                None => offsets.collect(),
-                Some(least) => {
-                    least.into_iter().zip(offsets).map(|(least, offset)| least.min(offset)).collect()
-                }
-            });
+                *least = here.map_or(Offset::ZERO, |(_, committed)| committed.offset).min(*least);
+            }
         }
-        read.unwrap_or_default()
+        read
     }
 
     /// The topics that exist, by name.

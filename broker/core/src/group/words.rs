@@ -14,7 +14,7 @@ use corelog_wire::message::{
     Answer, CommittedRow, DeleteGroupAnswer, DescribeGroupAnswer, GroupHeartbeatAnswer,
     GroupHeartbeatRequest, GroupPartition, Leave, ListGroupsAnswer, ListGroupsRequest, ListedGroup,
     MemberDescription, OffsetCommitAnswer, OffsetCommitRequest, OffsetFetchAnswer, OffsetRow, Refusal,
-    Request, TopicShare,
+    Request, TopicShare, is_offset_metadata,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -92,10 +92,7 @@ fn heartbeat_ask(heartbeat: GroupHeartbeatRequest) -> Result<Ask, Refusal> {
 }
 
 fn commit_ask(commit: OffsetCommitRequest) -> Result<Ask, Refusal> {
-    let legal = |metadata: &str| {
-        metadata.len() <= OFFSET_METADATA_BYTES_MAX && !metadata.chars().any(char::is_control)
-    };
-    if !commit.rows.iter().all(|row| legal(&row.metadata)) {
+    if !commit.rows.iter().all(|row| is_offset_metadata(&row.metadata)) {
         let rule = format!(
             "the metadata of an offset has at most {OFFSET_METADATA_BYTES_MAX} bytes, none of them control characters"
         );

@@ -63,10 +63,12 @@ impl Shard {
         let unread = partition.log.ages.unread(next, &partition.log.segments);
         let Some(unread) = unread else { return Some(nothing) };
         let is_overtaken = reader.next.is_some_and(|next| next < log_start);
-        let left = match is_overtaken {
-            true => Some(Duration::ZERO),
-            false if partition.protects(&reader.group) => None,
-            false => overtaken_in(partition, next, now_ms),
+        let left = if is_overtaken {
+            Some(Duration::ZERO)
+        } else if partition.protects(&reader.group) {
+            None
+        } else {
+            overtaken_in(partition, next, now_ms)
         };
         Some(PartitionLag {
             bytes: unread.bytes,

@@ -61,25 +61,52 @@ impl Protector {
                 (0..).zip(offsets).map(|(number, offset)| (TopicPartition::new(topic, number), offset));
             self.add(groups, rows, &mut by_shard);
         }
-        by_shard.retain(|shard, _| !self.under_way.contains_key(shard));
-        self.under_way.extend(self.send(by_shard));
+        for (shard, words) in by_shard {
+            if self.under_way.contains_key(&shard) {
+                continue;
+            }
+            let Some(link) = self.link(shard) else { continue };
+            let (commands, taken) = commands(words);
+            // One that has no room for all of it hears the rest with the next.
+            if commands.into_iter().all(|command| link.try_send(command).is_ok()) {
+                self.under_way.insert(shard, taken);
+            }
+        }
     }
 
-    /// Tells shards at once of partitions where a group went back. Each word comes when a shard has taken that.
+    /// Tells shards of partitions where a group went back, which are in order. Ends when they have taken that; none if they need
+    /// not know.
     pub(super) fn tell_back(
         &self,
         partitions: &[TopicPartition],
         coordinator: &Coordinator,
-    ) -> Vec<oneshot::Receiver<()>> {
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let mut by_shard = Words::new();
         let protecting = self.protecting.borrow();
-        for &tp in partitions {
-            let Some((count, groups)) = protecting.get(&tp.topic) else { continue };
-            let offsets = coordinator.read_up_to(tp.topic, *count, groups);
-            let offset = usize::try_from(tp.partition).ok().and_then(|at| offsets.get(at).copied());
-            self.add(groups, offset.map(|offset| (tp, offset)), &mut by_shard);
+        for of_topic in partitions.chunk_by(|one, next| one.topic == next.topic) {
+            let topic = of_topic[0].topic;
+            let Some((count, groups)) = protecting.get(&topic) else { continue };
+            let offsets = coordinator.read_up_to(topic, *count, groups);
+            let rows = of_topic.iter().filter_map(|tp| Some((*tp, *offsets.get(tp.partition as usize)?)));
+            self.add(groups, rows, &mut by_shard);
         }
-        self.send(by_shard).into_values().collect()
+        let words =
+            by_shard.into_iter().filter_map(|(shard, words)| Some((self.link(shard)?.clone(), words)));
+        let words: Vec<(ShardLink, Vec<ReadUpTo>)> = words.collect();
+        (!words.is_empty()).then_some(async move {
+            for (link, words) in words {
+                let (commands, taken) = commands(words);
+                for command in commands {
+                    // A shard that has ended keeps nothing for anybody.
+                    drop(link.send(command).await);
+                }
+                drop(taken.await);
+            }
+        })
+    }
+
+    fn link(&self, shard: ShardId) -> Option<&ShardLink> {
+        self.meter.shards.get(usize::from(shard.get()))
     }
 
     /// Adds what groups have read to the words to the shards that lead there.
@@ -103,29 +130,21 @@ impl Protector {
             by_shard.entry(shard).or_default().extend(words);
         }
     }
-
-    fn send(&self, by_shard: Words) -> BTreeMap<ShardId, oneshot::Receiver<()>> {
-        let sent = by_shard.into_iter().filter_map(|(shard, words)| {
-            let link = self.meter.shards.get(usize::from(shard.get()))?;
-            Some((shard, send(link, words)?))
-        });
-        sent.collect()
-    }
 }
 
-/// The word that a shard has taken these; none if it has no room for them.
-fn send(link: &ShardLink, words: Vec<ReadUpTo>) -> Option<oneshot::Receiver<()>> {
-    let (mut together, mut rows) = (Vec::new(), 0);
+/// What a shard is sent to know all of this, and the word that it has taken it.
+fn commands(words: Vec<ReadUpTo>) -> (Vec<Command>, oneshot::Receiver<()>) {
+    let (mut commands, mut together, mut rows) = (Vec::new(), Vec::new(), 0);
     for word in words {
         rows += word.rows.len();
         together.push(word);
         if rows >= ROWS_AT_ONCE {
             rows = 0;
-            link.try_send(Command::Input(Input::GroupsRead(std::mem::take(&mut together)))).ok()?;
+            commands.push(Command::Input(Input::GroupsRead(std::mem::take(&mut together))));
         }
     }
-    link.try_send(Command::Input(Input::GroupsRead(together))).ok()?;
+    commands.push(Command::Input(Input::GroupsRead(together)));
     let (reply, taken) = oneshot::channel();
-    link.try_send(Command::Taken { reply }).ok()?;
-    Some(taken)
+    commands.push(Command::Taken { reply });
+    (commands, taken)
 }

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{LeaderEpoch, Offset, TopicId, TopicPartition};
-use corelog_wire::message::{OffsetCommitAnswer, OffsetCommitRequest, OffsetRow, Request};
+use corelog_wire::message::{
+    OFFSET_METADATA_BYTES_MAX, OffsetCommitAnswer, OffsetCommitRequest, OffsetRow, Request,
+    is_offset_metadata,
+};
 
-use super::{CommitMode, Consumer, ConsumerEvent, Out, Phase, Share, Stage, outgoing, session_over};
+use super::{CommitMode, Consumer, ConsumerEvent, Out, Phase, Share, Stage, outgoing};
 use crate::core::{Batch, Effect, RequestId};
 use crate::error::Error;
-
-/// What a group takes of a commit's metadata.
-const METADATA_BYTES_MAX: usize = 1 << 10;
 
 /// How far records are done with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +111,11 @@ impl Commits {
     }
 }
 
+/// What was granted is lost, and with it what was not committed.
+pub(super) fn session_over() -> Error {
+    Error::refused(ErrorCode::UnknownMember, "the session in the group has ended")
+}
+
 impl Consumer {
     /// Commits this; [`ConsumerEvent::Committed`] says what became of it. [`super::Input::Tick`] makes it so.
     ///
@@ -122,10 +127,9 @@ impl Consumer {
         }
         let mut wanted = Vec::with_capacity(offsets.len());
         for (share, progress) in offsets {
-            if progress.metadata.len() > METADATA_BYTES_MAX || progress.metadata.chars().any(char::is_control)
-            {
+            if !is_offset_metadata(&progress.metadata) {
                 return Err(Error::usage(format!(
-                    "metadata of a commit has at most {METADATA_BYTES_MAX} bytes, none of them control characters"
+                    "metadata of a commit has at most {OFFSET_METADATA_BYTES_MAX} bytes, none of them control characters"
                 )));
             }
             wanted.push((self.place_of(&share)?, progress));

@@ -139,7 +139,7 @@ impl Consumer {
         self.readers.clear();
         self.early.clear();
         self.told.clear();
-        self.commits.fail_all(&super::session_over(), out);
+        self.commits.fail_all(&super::commits::session_over(), out);
         self.member = member;
         // Whoever ends has nothing to leave any more.
         self.member.left = self.phase != Phase::Open;

@@ -20,7 +20,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{TopicId, TopicPartition};
 use corelog_wire::message::Answer;
 
@@ -572,10 +571,6 @@ impl Consumer {
         }
         self.readers.values().find_map(|reader| reader.machine.broken_invariant())
     }
-}
-
-fn session_over() -> Error {
-    Error::refused(ErrorCode::UnknownMember, "the session in the group has ended")
 }
 
 fn not_here(share: &Share) -> Error {
