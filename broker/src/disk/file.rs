@@ -6,7 +6,7 @@
 
 use super::BLOCK_BYTES;
 use super::error::{DiskError, Result};
-use crate::rt;
+use crate::rt::{self, outside};
 use corelog_core::limits::{BLOCK, DISK_MARGIN_BYTES, DISK_MARGIN_SHARE};
 use glommio::io::{DmaBuffer, DmaFile, OpenOptions, ReadResult};
 use std::cell::Cell;
@@ -25,8 +25,9 @@ pub(super) struct File {
 impl File {
     /// Opens a file that is there, or makes it.
     pub(super) async fn open(path: &Path, create: bool) -> Result<Self> {
-        let opened =
-            OpenOptions::new().read(true).write(true).create(create).mode(0o640).dma_open(path).await;
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(create).mode(0o640);
+        let opened = outside(options.dma_open(path)).await;
         let dma = opened.map_err(|error| DiskError::glommio("opening", path, error))?;
         Ok(Self { dma, path: path.to_owned(), allocated: Cell::new(0) })
     }
@@ -38,9 +39,7 @@ impl File {
             at.is_multiple_of(BLOCK) && (wanted as u64).is_multiple_of(BLOCK),
             "an unaligned write"
         );
-        let done = self
-            .dma
-            .write_rc_at(buffer, at)
+        let done = outside(self.dma.write_rc_at(buffer, at))
             .await
             .map_err(|error| DiskError::glommio("writing", &self.path, error))?;
         self.whole("writing", at, wanted, done)
@@ -49,9 +48,7 @@ impl File {
     /// Reads exactly `bytes` bytes.
     pub(super) async fn read(&self, at: u64, bytes: usize) -> Result<ReadResult> {
         debug_assert!(at.is_multiple_of(BLOCK) && (bytes as u64).is_multiple_of(BLOCK), "an unaligned read");
-        let read = self
-            .dma
-            .read_at_aligned(at, bytes)
+        let read = outside(self.dma.read_at_aligned(at, bytes))
             .await
             .map_err(|error| DiskError::glommio("reading", &self.path, error))?;
         self.whole("reading", at, bytes, read.len())?;
@@ -68,7 +65,7 @@ impl File {
     /// Makes every write that has completed durable, and the size. A failure must never be tried again: the kernel
     /// may have dropped what could not be written.
     pub(super) async fn flush(&self) -> Result<()> {
-        self.dma.fdatasync().await.map_err(|error| DiskError::glommio("flushing", &self.path, error))
+        outside(self.dma.fdatasync()).await.map_err(|error| DiskError::glommio("flushing", &self.path, error))
     }
 
     /// Gives the file blocks and a size of at least `bytes`.
@@ -78,7 +75,7 @@ impl File {
         }
         let before = std::fs::metadata(&self.path).map(|file| file.len());
         // The size too: an append that extends a file is never asynchronous on ext4.
-        match self.dma.pre_allocate(bytes, false).await {
+        match outside(self.dma.pre_allocate(bytes, false)).await {
             Ok(()) => {
                 self.allocated.set(bytes);
                 Ok(())
@@ -108,12 +105,14 @@ impl File {
 
     /// Cuts or extends the file.
     pub(super) async fn set_size(&self, bytes: u64) -> Result<()> {
-        self.dma.truncate(bytes).await.map_err(|error| DiskError::glommio("resizing", &self.path, error))
+        outside(self.dma.truncate(bytes))
+            .await
+            .map_err(|error| DiskError::glommio("resizing", &self.path, error))
     }
 
     /// Closes the file.
     pub(super) async fn close(self) -> Result<()> {
-        self.dma.close().await.map_err(|error| DiskError::glommio("closing", &self.path, error))
+        outside(self.dma.close()).await.map_err(|error| DiskError::glommio("closing", &self.path, error))
     }
 }
 
@@ -138,8 +137,9 @@ pub(super) async fn probe(folder: &Path) -> Result<()> {
     rt::blocking(move || std::fs::write(written, [0_u8; BLOCK_BYTES]))
         .await
         .map_err(|error| DiskError::system("writing", &path, error))?;
-    let file = DmaFile::open(&path).await.map_err(|error| DiskError::glommio("opening", &path, error))?;
-    file.close().await.map_err(|error| DiskError::glommio("closing", &path, error))?;
+    let file =
+        outside(DmaFile::open(&path)).await.map_err(|error| DiskError::glommio("opening", &path, error))?;
+    outside(file.close()).await.map_err(|error| DiskError::glommio("closing", &path, error))?;
     let removed = path.clone();
     rt::blocking(move || std::fs::remove_file(removed))
         .await

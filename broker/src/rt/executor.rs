@@ -3,7 +3,7 @@
 use super::pacemaker::{self, Pulse};
 use super::ring::Ring;
 use super::tasks::Queue;
-use super::{Refused, preflight};
+use super::{Refused, preflight, runnable};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 use std::future::Future;
 use std::sync::Arc;
@@ -158,7 +158,7 @@ where
     let (up, ups) = sync_channel(shards);
     for (shard, work) in work.into_iter().enumerate() {
         let (main, pulse, up) = (main.clone(), Arc::clone(&pulses[shard]), up.clone());
-        let executor = builder(options, shard).spawn(move || async move {
+        let shard_main = move || async move {
             super::spawn(Arc::clone(&pulse).answer());
             let ring = match Ring::start() {
                 Ok(ring) => ring,
@@ -176,7 +176,8 @@ where
             up.send(Ok(())).unwrap_or_default();
             main(context, work).await;
             pulse.end();
-        });
+        };
+        let executor = builder(options, shard).spawn(move || runnable::counted(shard_main()));
         executors.push(executor.map_err(|error| StartError::Executor { shard, cause: error.to_string() })?);
     }
     drop(up);

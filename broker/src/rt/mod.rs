@@ -12,6 +12,7 @@ mod gate;
 mod pacemaker;
 mod preflight;
 mod ring;
+mod runnable;
 mod signal;
 mod tasks;
 
@@ -21,6 +22,7 @@ pub use gate::{Gate, Pass};
 pub use pacemaker::Pulse;
 pub use preflight::{Refused, preflight};
 pub use ring::{Ring, Stable, Watch};
+pub(crate) use runnable::outside;
 pub use signal::{Alarm, Signal};
 pub use tasks::{Queue, blocking, sleep, spawn, spawn_in, yield_if_needed, yield_now};
 

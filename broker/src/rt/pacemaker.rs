@@ -9,6 +9,7 @@
 //! The same beat shows that an executor still runs its tasks. One that does not for too long ends the process: a
 //! broker with a dead core would keep its place in the cluster and answer nobody.
 
+use super::runnable;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -66,7 +67,8 @@ impl Pulse {
 
     fn record(&self) {
         let stats = glommio::executor().executor_stats();
-        let busy = u64::try_from(stats.total_runtime().as_nanos()).unwrap_or(u64::MAX);
+        let busy = stats.total_runtime().saturating_sub(runnable::take_slept());
+        let busy = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
         self.busy_nanos.fetch_add(busy, Ordering::Relaxed);
         self.tasks.fetch_add(stats.tasks_executed(), Ordering::Relaxed);
         self.beats.fetch_add(1, Ordering::Relaxed);

@@ -10,13 +10,14 @@
 //! of memory.
 #![expect(unsafe_code, reason = "the kernel is given addresses and descriptors as bare numbers")]
 
+use super::runnable::{self, Next};
 use super::{Signal, tasks};
 use futures_lite::future::or;
 use futures_lite::io::AsyncRead;
 use glommio::net::TcpStream;
-use io_uring::types::{Fd, FsyncFlags};
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use rustix::event::PollFlags;
+use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -34,6 +35,8 @@ const ENTRIES: u32 = 64;
 const COMPLETIONS: u32 = 4096;
 /// The name of completions that nobody waits for.
 const NOBODY: u64 = u64::MAX;
+/// Longest sleep in the ring. The executor's timers are late by as much.
+const SLEEP_MAX: Duration = Duration::from_millis(1);
 /// Pause of the driver when the system has no descriptor or no memory for it.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -149,6 +152,12 @@ impl Ring {
         };
         let kernel = RefCell::new(Kernel(kernel));
         let ring = Self(Rc::new(Inner { kernel, operations: RefCell::default(), left: Signal::default() }));
+        let bell = runnable::bell(|| Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))?;
+        // For the life of the ring: nobody reads it, each stroke is an event.
+        let watched = Rc::new(Watched::new(Rc::new(bell)));
+        let entry = watched.entry();
+        // SAFETY: the operation owns the descriptor that the entry names.
+        unsafe { ring.0.begin(entry, Operation::Watch(watched)) }?;
         tasks::spawn(ring.clone().drive());
         Ok(ring)
     }
@@ -181,13 +190,7 @@ impl Ring {
     /// # Errors
     /// What the kernel says.
     pub fn watch(&self, descriptor: Rc<OwnedFd>) -> io::Result<Watch> {
-        let watched = Rc::new(Watched {
-            descriptor,
-            over: Cell::new(false),
-            reading: Side::new(),
-            writing: Side::new(),
-            fault: Cell::new(None),
-        });
+        let watched = Rc::new(Watched::new(descriptor));
         let entry = watched.entry();
         // SAFETY: the operation owns the descriptor that the entry names.
         let name = unsafe { self.0.begin(entry, Operation::Watch(Rc::clone(&watched))) }?;
@@ -197,15 +200,25 @@ impl Ring {
     /// Hands out what is complete, for ever.
     async fn drive(self) {
         let mut completions = Vec::new();
+        // Something was complete since the last sleep: more may follow soon.
+        let mut busy = false;
         loop {
             let behind = self.0.kernel.borrow_mut().is_behind();
             self.0.take(&mut completions);
+            busy |= !completions.is_empty();
             for (name, result, more) in completions.drain(..) {
                 self.0.complete(name, result, more);
             }
-            match self.0.duplicate() {
-                Ok(descriptor) if !behind => or(readable(descriptor), self.0.left.wait()).await,
-                _ => tasks::sleep(PAUSE).await,
+            match runnable::next() {
+                _ if behind => tasks::sleep(PAUSE).await,
+                Next::Main => pass().await,
+                Next::Nobody if std::mem::take(&mut busy) => {
+                    runnable::sleep_unless_woken(|| self.0.kernel.borrow_mut().sleep(SLEEP_MAX));
+                }
+                Next::Nobody | Next::Executor => match self.0.duplicate() {
+                    Ok(descriptor) => or(readable(descriptor), self.0.left.wait()).await,
+                    Err(_) => tasks::sleep(PAUSE).await,
+                },
             }
         }
     }
@@ -234,6 +247,13 @@ impl Kernel {
         // Whatever it says: what is still in the queue was not taken, what is not has a completion.
         let _said = self.0.submit();
         self.0.submission().is_empty()
+    }
+
+    /// Waits in the kernel until something is complete.
+    fn sleep(&mut self, longest: Duration) {
+        let longest = Timespec::from(longest);
+        // Whatever it says: the queue shows what came.
+        let _said = self.0.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&longest));
     }
 
     /// Whether something is still queued, or completions found no room and lie in the kernel. Moves both along.
@@ -369,6 +389,11 @@ impl Operations {
 }
 
 impl Watched {
+    fn new(descriptor: Rc<OwnedFd>) -> Self {
+        let (over, fault) = (Cell::new(false), Cell::new(None));
+        Self { descriptor, over, reading: Side::new(), writing: Side::new(), fault }
+    }
+
     fn entry(&self) -> squeue::Entry {
         let events = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP;
         opcode::PollAdd::new(Fd(self.descriptor.as_raw_fd()), u32::from(events.bits())).multi(true).build()
@@ -491,6 +516,19 @@ fn wake(waiter: &Cell<Option<Waker>>) {
 
 fn counted(result: i32) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+/// Lets the tasks of this queue that can run go first.
+async fn pass() {
+    let mut passed = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut passed, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Waits until a descriptor has something to read.

@@ -2,6 +2,7 @@
 //!
 //! Every function here must be called from within an executor.
 
+use super::runnable;
 use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -22,12 +23,12 @@ impl Queue {
 /// Runs a task to its end in the caller's queue. Its first step runs before this returns, so no `RefCell` that it
 /// borrows may be borrowed here.
 pub fn spawn(task: impl Future<Output = ()> + 'static) {
-    glommio::spawn_local(task).detach();
+    glommio::spawn_local(runnable::counted(task)).detach();
 }
 
 /// Runs a task to its end in `queue`.
 pub fn spawn_in(queue: Queue, task: impl Future<Output = ()> + 'static) {
-    match glommio::spawn_local_into(task, queue.0) {
+    match glommio::spawn_local_into(runnable::counted_aside(task), queue.0) {
         Ok(task) => drop(task.detach()),
         // Queues are made once per executor and never removed.
         Err(error) => unreachable!("a queue of another executor: {error}"),
@@ -52,8 +53,8 @@ pub async fn yield_now() {
 /// Runs a blocking call on the shard's one helper thread. A panic of `call` is raised again here: inside the helper
 /// it would end the thread and leave the caller waiting for ever.
 pub async fn blocking<R: Send + 'static>(call: impl FnOnce() -> R + Send + 'static) -> R {
-    let caught: Result<R, Box<dyn Any + Send>> =
-        glommio::executor().spawn_blocking(move || catch_unwind(AssertUnwindSafe(call))).await;
+    let call = glommio::executor().spawn_blocking(move || catch_unwind(AssertUnwindSafe(call)));
+    let caught: Result<R, Box<dyn Any + Send>> = runnable::outside(call).await;
     match caught {
         Ok(result) => result,
         Err(panic) => resume_unwind(panic),

@@ -1,7 +1,12 @@
 //! What the runtime promises, and the traps of glommio 0.9.0 that it has to keep us out of.
 
-use super::{Gate, Options, Signal, Stable, allowed_cpus, blocking, sleep, spawn, spawn_in, start};
+use super::runnable::{self, Next};
+use super::{
+    Gate, Options, Signal, Stable, allowed_cpus, blocking, sleep, spawn, spawn_in, start, yield_now,
+};
 use glommio::channels::channel_mesh::MeshBuilder;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -296,5 +301,66 @@ fn a_write_that_nobody_waits_for_is_made_all_the_same() {
         drop(other);
         let broken = context.ring.write(&socket, Rc::new(Zeros(vec![0; 8])), 0).await;
         assert!(broken.is_err());
+    });
+}
+
+#[test]
+fn a_task_counts_from_its_wake_to_its_step_and_never_after_its_end() {
+    run_bounded(&Options::default(), 1, |context| async move {
+        assert_eq!(runnable::next(), Next::Nobody);
+        let signal = Rc::new(Signal::default());
+        let waits = Rc::clone(&signal);
+        spawn(async move { waits.wait().await });
+        assert_eq!(runnable::next(), Next::Nobody, "it had its first step and waits");
+        signal.notify();
+        assert_eq!(runnable::next(), Next::Main);
+        signal.notify();
+        yield_now().await;
+        assert_eq!(runnable::next(), Next::Nobody, "it is over");
+        signal.notify();
+        assert_eq!(runnable::next(), Next::Nobody);
+
+        let waits = Rc::clone(&signal);
+        spawn_in(context.background, async move { waits.wait().await });
+        assert_eq!(runnable::next(), Next::Executor, "only the executor takes tasks of other queues");
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(runnable::next(), Next::Nobody);
+
+        let asked = blocking(|| ());
+        futures_lite::pin!(asked);
+        assert!(futures_lite::future::poll_once(&mut asked).await.is_none());
+        assert_eq!(runnable::next(), Next::Executor, "its threads answer the executor alone");
+        asked.await;
+        assert_eq!(runnable::next(), Next::Nobody);
+    });
+}
+
+#[test]
+fn a_wake_from_another_thread_ends_the_sleep() {
+    run_bounded(&Options::default(), 1, |_| async move {
+        let bell = runnable::bell(|| unreachable!("the ring has made it")).unwrap();
+        let (asks, asked) = channel::<tokio::sync::oneshot::Sender<()>>();
+        let answers = std::thread::spawn(move || asked.into_iter().for_each(|reply| reply.send(()).unwrap()));
+        let mut slept = 0;
+        while slept < 100 {
+            let _beats_before = (runnable::next(), rustix::io::read(&bell, &mut [0; 8]));
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            spawn(async move { answer.await.unwrap() });
+            let mut reply = Some(reply);
+            runnable::sleep_unless_woken(|| {
+                asks.send(reply.take().unwrap()).unwrap();
+                let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+                let rung = poll(&mut [PollFd::new(&bell, PollFlags::IN)], Some(&patience));
+                assert!(rung == Ok(1) || rung == Err(Errno::INTR), "nobody rang: {rung:?}");
+                slept += 1;
+            });
+            // Not if a beat came before.
+            if let Some(reply) = reply {
+                asks.send(reply).unwrap();
+            }
+            yield_now().await;
+        }
+        drop(asks);
+        answers.join().unwrap();
     });
 }
