@@ -25,6 +25,7 @@ no_folder_flush
 old_producer_epoch_appends
 recovery_cuts_at_first_bad
 recovery_takes_stale_commits
+reads_miss_what_is_acknowledged
 refused_what_may_land
 retention_takes_what_is_unread
 protection_trusts_a_word_of_others

@@ -54,6 +54,10 @@ pub const DIRECT_BYTES_MIN: u64 = 512 * KIB;
 pub const DIRECT_SHARE: u64 = 64;
 /// A partition that did so last goes on with one in so many of that.
 pub const DIRECT_AGAIN_SHARE: u64 = 8;
+/// What nobody waits for gets its commit after so long.
+pub const LAZY_COMMIT_AFTER: Duration = Duration::from_millis(5);
+/// What nobody waits for gets its commit when it is so much.
+pub const LAZY_COMMIT_BYTES: u64 = 256 * KIB;
 /// Commits under way at once: one being flushed while the next is written.
 pub const COMMITS_IN_FLIGHT_MAX: usize = 2;
 /// Share of the ring that batches leave free: one in this many. Log starts and marks may use the first half of it, extents

@@ -102,6 +102,8 @@ pub struct Ring {
     /// Batches and log starts, in the order they came.
     ordered: VecDeque<Entry>,
     pending_bytes: u64,
+    /// Somebody waits for something of that.
+    urgent: bool,
     in_flight: VecDeque<InFlight>,
     prewrite: Option<PrewriteState>,
     written_in_full: bool,
@@ -142,6 +144,7 @@ impl Ring {
             control: VecDeque::new(),
             ordered: VecDeque::new(),
             pending_bytes: 0,
+            urgent: false,
             in_flight: VecDeque::new(),
             prewrite,
             written_in_full: !wanted,
@@ -236,12 +239,29 @@ impl Ring {
 
     /// Queues an entry. Batches and log starts wait behind control entries.
     pub fn push(&mut self, entry: Entry) {
+        self.urgent = true;
+        self.push_lazily(entry);
+    }
+
+    /// Queues an entry that nobody waits for.
+    pub fn push_lazily(&mut self, entry: Entry) {
         self.pending_bytes += layout::entry_bytes(&entry);
         match entry {
             Entry::Batch { .. } | Entry::LogStart { .. } => self.ordered.push_back(entry),
             Entry::Extent(_) | Entry::Compacted(_) | Entry::Removed { .. } => self.control.push_back(entry),
             Entry::Direct { .. } => unreachable!("a batch becomes direct when its commit is cut"),
         }
+    }
+
+    /// Somebody waits for everything that is queued.
+    pub fn hurry(&mut self) {
+        self.urgent |= self.pending_bytes > 0;
+    }
+
+    /// Whether somebody waits for something that is queued.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.urgent
     }
 
     /// Takes back the batches and log starts of a partition that wait for a commit.
@@ -283,7 +303,19 @@ impl Ring {
 
     /// Cuts the next commit, if there is something to commit, a commit may start, and the ring has room.
     pub fn cut(&mut self, plan: &mut DirectPlan) -> Option<Cut> {
-        if self.failed || self.in_flight.len() >= COMMITS_IN_FLIGHT_MAX {
+        if self.in_flight.len() >= COMMITS_IN_FLIGHT_MAX {
+            return None;
+        }
+        self.cut_more(plan)
+    }
+
+    /// The same, however many are under way already; nothing goes to a segment alone.
+    pub fn cut_beyond_the_bound(&mut self) -> Option<Cut> {
+        self.cut_more(&mut DirectPlan::default())
+    }
+
+    fn cut_more(&mut self, plan: &mut DirectPlan) -> Option<Cut> {
+        if self.failed {
             return None;
         }
         if self.control.is_empty() && self.ordered.is_empty() {
@@ -295,6 +327,7 @@ impl Ring {
         if builder.entries.is_empty() {
             return None;
         }
+        self.urgent &= !(self.control.is_empty() && self.ordered.is_empty());
         Some(self.commit(builder))
     }
 

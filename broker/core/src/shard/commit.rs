@@ -1,12 +1,14 @@
 //! Commits: when one is cut, and what its flush proves.
 //!
 //! A commit is cut at the end of a turn, when one may start: what gathers while the device is busy goes together
-//! (group commit without a timer). Proofs come in order of position; only here do acknowledgements, extents, log
+//! (group commit without a timer). Only what nobody waits for, neither a producer nor a reader, gathers for longer:
+//! each commit costs a write and a flush, however little is in it. Proofs come in order of position; only here do acknowledgements, extents, log
 //! starts and removals take effect.
 
+use super::partition::Partition;
 use super::{Effects, InMemory, Note, Shard};
 use crate::journal::{Commit, Cut, Entry, Position, Proof};
-use crate::limits::IDLE_MARK_AFTER;
+use crate::limits::{IDLE_MARK_AFTER, LAZY_COMMIT_AFTER, LAZY_COMMIT_BYTES};
 use crate::log::Place;
 use crate::time::{Instant, Now};
 use corelog_wire::error::ErrorCode;
@@ -18,8 +20,11 @@ impl Shard {
     pub(super) fn turn(&mut self, now: Now, out: &mut Effects) {
         self.admit_stalled(now, out);
         if !self.read_only {
-            while let Some(cut) = self.cut_next() {
-                self.place(cut, out);
+            self.hurry_if_due(now);
+            if self.ring.is_urgent() {
+                while let Some(cut) = self.cut_next() {
+                    self.place(cut, out);
+                }
             }
             self.destage(out);
             self.checkpoint(out);
@@ -43,7 +48,10 @@ impl Shard {
         if cfg!(mutant = "failed_flush_ignored") || self.poisoned {
             return;
         }
+        let promised: Vec<_> = self.partitions.keys().copied().collect();
+        self.keep_promises(promised.into_iter(), out);
         self.poisoned = true;
+        self.lazy_since = None;
         self.ring.fail();
         self.capture = None;
         let message =
@@ -76,6 +84,36 @@ impl Shard {
         self.ring.prewritten(ring_offset);
         if let Some(prewrite) = self.ring.next_prewrite() {
             out.prewrite = Some(prewrite);
+        }
+    }
+
+    /// When what nobody waits for gets its commit, at the latest.
+    pub(super) fn lazy_due_at(&self) -> Option<Instant> {
+        self.lazy_since.map(|since| since.after(LAZY_COMMIT_AFTER))
+    }
+
+    fn hurry_if_due(&mut self, now: Now) {
+        let waits = self.draining || self.capture.is_some() || !self.stalled.is_empty();
+        let much = self.ring.pending_bytes() >= LAZY_COMMIT_BYTES;
+        if waits || much || self.lazy_due_at().is_some_and(|due| due <= now.instant) {
+            self.lazy_since = None;
+            self.ring.hurry();
+        }
+    }
+
+    /// Gives what was acknowledged before its commit was cut a place where it can be read, however many commits are under
+    /// way: it must be seen by whoever asks from now on.
+    pub(super) fn keep_promises(
+        &mut self,
+        mut asked: impl Iterator<Item = TopicPartition>,
+        out: &mut Effects,
+    ) {
+        let more = |tp| self.partitions.get(&tp).is_some_and(Partition::has_promised_more);
+        if !asked.any(more) || cfg!(mutant = "reads_miss_what_is_acknowledged") {
+            return;
+        }
+        while let Some(cut) = self.ring.cut_beyond_the_bound() {
+            self.place(cut, out);
         }
     }
 

@@ -42,6 +42,7 @@ impl Shard {
             out.answers.push((fetch.request, Answer::Refused { kind: Kind::Fetch, refusal }));
             return;
         }
+        self.keep_promises(fetch.rows.iter().map(|row| row.tp), out);
         let must_answer = fetch.wait_max.is_zero() || self.draining;
         if must_answer || matches!(readiness(&self.partitions, &mut fetch), Readiness::Ready) {
             out.reads.push(self.plan(&fetch));
@@ -106,7 +107,9 @@ impl Shard {
 
     /// Answers a request for offsets; what only a segment knows is left to the hands.
     pub(super) fn list_offsets(&mut self, request: RequestId, rows: &[ListOffsetsRow], out: &mut Effects) {
-        let rows: Vec<LookupRow> = rows.iter().take(ROWS_MAX).map(|row| self.look_up(row)).collect();
+        let rows = &rows[..rows.len().min(ROWS_MAX)];
+        self.keep_promises(rows.iter().map(|row| row.tp), out);
+        let rows: Vec<LookupRow> = rows.iter().map(|row| self.look_up(row)).collect();
         let known: Option<Vec<ListedRow>> = rows
             .iter()
             .map(|row| match row {

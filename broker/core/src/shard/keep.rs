@@ -34,6 +34,7 @@ impl Shard {
             out.notes.push(Note::TooManyPartitions { tp });
             return;
         }
+        self.keep_promises(std::iter::once(tp), out);
         let partition = self.partitions.entry(tp).or_insert_with(|| Partition::new(Log::new(tp)));
         if partition.removing {
             return;
@@ -53,7 +54,8 @@ impl Shard {
         self.seal_complete(tp, out);
     }
 
-    pub(super) fn configure(&mut self, tp: TopicPartition, config: TopicConfig) {
+    pub(super) fn configure(&mut self, tp: TopicPartition, config: TopicConfig, out: &mut Effects) {
+        self.keep_promises(std::iter::once(tp), out);
         if let Some(partition) = self.partitions.get_mut(&tp) {
             partition.configure(config);
         }

@@ -215,6 +215,8 @@ pub struct Shard {
     drained: bool,
     housekeeping_at: Instant,
     last_flush_at: Instant,
+    /// Since when something waits for a commit that nobody waits for.
+    lazy_since: Option<Instant>,
 }
 
 /// What recovery hands over.
@@ -278,6 +280,7 @@ impl Shard {
             drained: false,
             housekeeping_at: Instant::default(),
             last_flush_at: Instant::default(),
+            lazy_since: None,
         };
         for (at, bytes, partitions) in from.in_memory {
             shard.memory_bytes += bytes;
@@ -304,7 +307,7 @@ impl Shard {
     pub fn step(&mut self, now: Now, input: Input, out: &mut Effects) {
         match input {
             Input::Lead { tp, epoch, config } => self.lead(tp, epoch, config, out),
-            Input::Configure { tp, config } => self.configure(tp, config),
+            Input::Configure { tp, config } => self.configure(tp, config, out),
             Input::GroupsRead(words) => self.take_read(&words),
             Input::Remove { tp } => self.remove(tp, out),
             Input::Produce(request) => self.produce(now, request, out),
@@ -340,7 +343,7 @@ impl Shard {
         let mark = self.mark_due_at();
         let housekeeping = (!self.partitions.is_empty()).then_some(self.housekeeping_at);
         let capturing = self.is_capturing().then(Instant::default);
-        [parked, mark, housekeeping, capturing].into_iter().flatten().min()
+        [parked, mark, self.lazy_due_at(), housekeeping, capturing].into_iter().flatten().min()
     }
 
     /// Packs this shard's commits; taken once, by the hands that write them.

@@ -50,6 +50,8 @@ pub(super) struct Partition {
     pub undestaged: Option<Position>,
     /// What was shown when the topic became one that waits for the disk: the high watermark does not move back.
     pub shown: Offset,
+    /// Offset after the last record of a memory topic that was acknowledged before its commit was cut.
+    pub promised: Offset,
     /// Where the log start is going; its entry waits for a commit.
     pub start_target: Offset,
     /// Before this, every protected group has read; none until the first word of it.
@@ -73,6 +75,7 @@ impl Partition {
             direct: false,
             undestaged: None,
             shown: Offset::ZERO,
+            promised: Offset::ZERO,
             start_target,
             read_up_to: None,
             waits: None,
@@ -104,7 +107,12 @@ impl Partition {
         {
             return self.log.durable_end();
         }
-        self.high_watermark()
+        self.high_watermark().max(self.promised)
+    }
+
+    /// Whether records are acknowledged that nobody can see before their commit is cut.
+    pub(super) fn has_promised_more(&self) -> bool {
+        self.promised > self.high_watermark()
     }
 
     /// Takes new settings.

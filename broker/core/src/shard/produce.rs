@@ -1,7 +1,8 @@
 //! Appends: who may, at which offset, and when the producer is told.
 //!
 //! A batch gets its offset when it is admitted and its acknowledgement when its commit is flushed; between the two
-//! its row is parked on the partition. A duplicate is parked the same way, beside the first copy.
+//! its row is parked on the partition. A duplicate is parked the same way, beside the first copy. What comes to a memory
+//! topic while nobody waits for its records is acknowledged at once, and nobody waits for its commit.
 
 use super::input::{Produce, ProduceRow, RequestId};
 use super::partition::{ParkedAck, Partition};
@@ -9,7 +10,7 @@ use super::{Effects, Parked, Shard};
 use crate::group::GroupName;
 use crate::journal::{ENTRY_HEADER_BYTES, Entry, SegmentUse};
 use crate::limits::{PARKED_PRODUCES_MAX, REQUEST_DEADLINE_MAX, ROWS_MAX};
-use crate::log::{Admission, Appended, ProducerRefusal, batch_end};
+use crate::log::{Admission, Appended, ProducerRefusal};
 use crate::time::{Instant, Now};
 use crate::topic::{FullPolicy, TopicConfig};
 use corelog_wire::batch::{CheckedBatch, Compression, Stamp};
@@ -337,6 +338,7 @@ impl Shard {
         let opened_after_ms = oldest_opening(config, now.wall_ms);
         let segment_bytes = config.segment_bytes;
         let partition = self.partitions.get_mut(&tp).ok_or(AppendRefusal::UnknownPartition)?;
+        let lazy = !partition.waits_for_disk() && partition.waiting.is_empty();
         let log = &mut partition.log;
         let (segment_use, opens) = match log.segments.last() {
             Some(last) if !log.segments.wants_roll(bytes, segment_bytes, opened_after_ms) => {
@@ -350,14 +352,24 @@ impl Shard {
         let base = log.end();
         let stamp = Stamp { base_offset: base, append_timestamp_ms: now.wall_ms, leader_epoch: epoch };
         log.append(&header, &stamp, header.batch_bytes, segment_use);
+        let end = log.end();
+        if lazy {
+            partition.promised = end;
+        }
         if opens {
             self.streams.remove(&tp);
             self.opening.remove(&tp);
             self.reuse(tp);
             self.keep_partition(tp, now, out);
         }
-        self.ring.push(Entry::Batch { tp, segment_use, stamp, batch });
-        Ok(Accepted { base, end: batch_end(&header, base), append_timestamp_ms: now.wall_ms })
+        let entry = Entry::Batch { tp, segment_use, stamp, batch };
+        if lazy {
+            self.ring.push_lazily(entry);
+            self.lazy_since.get_or_insert(now.instant);
+        } else {
+            self.ring.push(entry);
+        }
+        Ok(Accepted { base, end, append_timestamp_ms: now.wall_ms })
     }
 
     /// Everything that does not depend on the producer.

@@ -5,7 +5,7 @@
 use super::*;
 use crate::group::GroupName;
 use crate::journal::{Packer, RING_DATA_START};
-use crate::limits::{BLOCK, MIB, RETENTION_WAITS_LONG};
+use crate::limits::{BLOCK, LAZY_COMMIT_AFTER, LAZY_COMMIT_BYTES, MIB, RETENTION_WAITS_LONG};
 use crate::recovery::{Recovered, Recovery, format};
 use crate::segment::{BatchScan, Next};
 use crate::topic::{Durability, FullPolicy, TopicConfig, TopicOverrides};
@@ -122,6 +122,58 @@ fn a_memory_topic_is_acknowledged_before_the_flush() {
     let request = hands.produce(0, batch_of(0, 1, 0, 1, b"a"));
     assert_eq!(hands.produced(request), Some((ErrorCode::None, 0)));
     assert_eq!(hands.read_all(0), [(0, Bytes::from_static(b"a"))]);
+}
+
+#[test]
+fn what_nobody_waits_for_gets_its_commit_late_or_when_it_is_much_or_with_others() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.durability = Durability::Memory));
+    hands.lead(1, settings(|_| ()));
+    let head = |hands: &Hands| hands.shard.snapshot().journal_head;
+    let before = head(&hands);
+    for _ in 0..3 {
+        let request = hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
+        assert_eq!(hands.produced(request).unwrap().0, ErrorCode::None);
+    }
+    assert_eq!(head(&hands), before, "each batch got a commit of its own");
+    hands.pass(LAZY_COMMIT_AFTER);
+    let one = head(&hands) - before;
+    assert_eq!(one, BLOCK);
+    hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
+    assert_eq!(head(&hands) - before, one);
+    let waits = hands.produce(1, batch_of(1, -1, -1, 1, b"a"));
+    assert_eq!(hands.produced(waits), Some((ErrorCode::None, 0)));
+    assert_eq!(head(&hands) - before, 2 * one, "the commit of the one who waits took both");
+    for _ in 0..=LAZY_COMMIT_BYTES / 1_000 {
+        hands.produce(0, batch_of(0, -1, -1, 1, &[b'a'; 1_000]));
+    }
+    assert!(head(&hands) - before > LAZY_COMMIT_BYTES);
+}
+
+#[test]
+fn what_a_memory_topic_acknowledged_is_seen_by_whoever_asks_next() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.durability = Durability::Memory));
+    // Soon as many commits are under way as may be.
+    hands.hold_flushes = true;
+    for expected in 0..5 {
+        let request = hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
+        assert_eq!(hands.produced(request), Some((ErrorCode::None, expected)));
+        let end = hands.ask_end(0);
+        assert_eq!(hands.end(end), Some(expected + 1));
+        let read = hands.fetch(0, expected, 0);
+        assert_eq!(hands.reads[&read][0].1.len(), batch_of(0, -1, -1, 1, b"a").len());
+    }
+    let waits = hands.fetch(0, 5, 1_000);
+    let request = hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
+    assert_eq!(hands.produced(request), None, "who waits for it sees it when the producer is told");
+    assert!(!hands.reads.contains_key(&waits));
+    hands.flush();
+    assert_eq!(hands.produced(request), Some((ErrorCode::None, 5)));
+    assert!(hands.reads.contains_key(&waits));
+    hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
+    hands.step(Input::PrewriteFailed);
+    assert_eq!(hands.read_all(0).len(), 7, "the device failed, and memory did not");
 }
 
 #[test]

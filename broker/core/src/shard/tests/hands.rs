@@ -300,8 +300,26 @@ impl Hands {
         request
     }
 
+    /// Asks for the end of a partition.
+    pub(super) fn ask_end(&mut self, partition: u32) -> RequestId {
+        let request = self.request();
+        let rows = vec![ListOffsetsRow { tp: tp(partition), at: At::Latest }];
+        self.step(Input::ListOffsets { request, rows });
+        request
+    }
+
+    /// The end that was asked for, if it is known.
+    pub(super) fn end(&self, request: RequestId) -> Option<u64> {
+        self.answers.get(&request).map(|answer| match answer {
+            Answer::ListOffsets(answer) => answer.rows[0].offset.get(),
+            other => panic!("{other:?}"),
+        })
+    }
+
     /// Every batch of a partition: base offset and the value of its first record.
     pub(super) fn read_all(&mut self, partition: u32) -> Vec<(u64, Bytes)> {
+        // So that what is acknowledged shows.
+        self.ask_end(partition);
         let snapshot = self.shard.describe(tp(partition)).unwrap();
         let (mut offset, mut all) = (snapshot.log_start.get(), Vec::new());
         while offset < snapshot.high_watermark.get() {

@@ -200,8 +200,11 @@ fn a_topic_that_turns_to_disk_shows_no_less_than_before() {
     hands.lead(0, settings(|config| config.durability = Durability::Memory));
     hands.hold_flushes = true;
     hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
-    assert_eq!(hands.shard.describe(tp(0)).unwrap().high_watermark, Offset::new(1));
+    let end = hands.ask_end(0);
+    assert_eq!(hands.end(end), Some(1));
     hands.step(Input::Configure { tp: tp(0), config: settings(|_| ()) });
+    let end = hands.ask_end(0);
+    assert_eq!(hands.end(end), Some(1));
     assert_eq!(hands.shard.describe(tp(0)).unwrap().high_watermark, Offset::new(1));
     let flushed = hands.produce(0, batch_of(0, -1, -1, 1, b"b"));
     assert_eq!(hands.produced(flushed), None);
