@@ -6,8 +6,8 @@
 //! glommio until the ring has completions, and hands them out.
 //!
 //! Invariants: what an operation points at lives until its last completion, whoever gives up meanwhile; nothing is
-//! cancelled but watches; an operation is with the kernel when the call that starts it returns, unless the kernel is short
-//! of memory.
+//! cancelled but watches; an operation is with the kernel when the call that starts it returns, or before the thread sleeps
+//! and after the tasks that could run when it was started, unless the kernel is short of memory.
 #![expect(unsafe_code, reason = "the kernel is given addresses and descriptors as bare numbers")]
 
 use super::runnable::{self, Next};
@@ -57,6 +57,8 @@ pub struct Ring(Rc<Inner>);
 struct Inner {
     kernel: RefCell<Kernel>,
     operations: RefCell<Operations>,
+    /// The driver comes by before the thread does anything else: it hands over what is queued.
+    later: Cell<bool>,
     /// The kernel left something in the queue.
     left: Signal,
 }
@@ -151,7 +153,12 @@ impl Ring {
             made => made?,
         };
         let kernel = RefCell::new(Kernel(kernel));
-        let ring = Self(Rc::new(Inner { kernel, operations: RefCell::default(), left: Signal::default() }));
+        let ring = Self(Rc::new(Inner {
+            kernel,
+            operations: RefCell::default(),
+            later: Cell::new(false),
+            left: Signal::default(),
+        }));
         let bell = runnable::bell(|| Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))?;
         // For the life of the ring: nobody reads it, each stroke is an event.
         let watched = Rc::new(Watched::new(Rc::new(bell)));
@@ -203,43 +210,56 @@ impl Ring {
         // Something was complete since the last sleep: more may follow soon.
         let mut busy = false;
         loop {
-            let behind = self.0.kernel.borrow_mut().is_behind();
             self.0.take(&mut completions);
             busy |= !completions.is_empty();
+            // Whoever is woken alone has the sleep to itself: what it starts is handed over there.
+            self.0.later.set(completions.len() == 1);
             for (name, result, more) in completions.drain(..) {
                 self.0.complete(name, result, more);
             }
             match runnable::next() {
-                _ if behind => tasks::sleep(PAUSE).await,
-                Next::Main => pass().await,
                 Next::Nobody if std::mem::take(&mut busy) => {
                     runnable::sleep_unless_woken(|| self.0.kernel.borrow_mut().sleep(SLEEP_MAX));
                 }
-                Next::Nobody | Next::Executor => match self.0.duplicate() {
-                    Ok(descriptor) => or(readable(descriptor), self.0.left.wait()).await,
-                    Err(_) => tasks::sleep(PAUSE).await,
-                },
+                Next::Main => {
+                    let _moved = self.0.kernel.borrow_mut().is_behind();
+                    pass().await;
+                }
+                Next::Nobody | Next::Executor => {
+                    self.0.later.set(false);
+                    self.wait_outside().await;
+                }
             }
+        }
+    }
+
+    /// Waits as everybody else does, while the executor does what it has to.
+    async fn wait_outside(&self) {
+        let behind = self.0.kernel.borrow_mut().is_behind();
+        match self.0.duplicate() {
+            Ok(descriptor) if !behind => or(readable(descriptor), self.0.left.wait()).await,
+            _ => tasks::sleep(PAUSE).await,
         }
     }
 }
 
 impl Kernel {
-    /// Hands an operation to the kernel; false if it is still in the queue.
+    /// Puts an operation into the queue, and unless that is for `later` hands it to the kernel; false if that did not take
+    /// it.
     ///
     /// # Errors
     /// It is not even there.
     ///
     /// # Safety
     /// What the entry names must live until its last completion.
-    unsafe fn submit(&mut self, entry: &squeue::Entry) -> io::Result<bool> {
+    unsafe fn submit(&mut self, entry: &squeue::Entry, later: bool) -> io::Result<bool> {
         // SAFETY: see above.
         if unsafe { self.0.submission().push(entry) }.is_err() {
             self.enter();
             // SAFETY: see above.
             unsafe { self.0.submission().push(entry) }.map_err(|_| io::ErrorKind::ResourceBusy)?;
         }
-        Ok(self.enter())
+        Ok(later || self.enter())
     }
 
     /// Hands over what is queued; false if the kernel has no memory for all of it at this moment.
@@ -297,7 +317,7 @@ impl Inner {
     /// What the entry names must live until its last completion.
     unsafe fn submit(&self, entry: &squeue::Entry) -> io::Result<()> {
         // SAFETY: see above.
-        let taken = unsafe { self.kernel.borrow_mut().submit(entry) }?;
+        let taken = unsafe { self.kernel.borrow_mut().submit(entry, self.later.get()) }?;
         if !taken {
             self.left.notify();
         }

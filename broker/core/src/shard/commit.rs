@@ -2,8 +2,8 @@
 //!
 //! A commit is cut at the end of a turn, when one may start: what gathers while the device is busy goes together
 //! (group commit without a timer). Only what nobody waits for, neither a producer nor a reader, gathers for longer:
-//! each commit costs a write and a flush, however little is in it. Proofs come in order of position; only here do acknowledgements, extents, log
-//! starts and removals take effect.
+//! each commit costs a write and a flush, however little is in it. Proofs come in order of position; only here do
+//! acknowledgements, extents, log starts and removals take effect.
 
 use super::partition::Partition;
 use super::{Effects, InMemory, Note, Shard};
