@@ -29,13 +29,13 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// Operations that may be on their way to the kernel: each is handed over at once.
+/// Operations that may be on their way to the kernel: each is handed over at once, or when the driver comes by.
 const ENTRIES: u32 = 64;
 /// Completions that wait for the driver. Beyond them the kernel keeps them, more slowly.
 const COMPLETIONS: u32 = 4096;
 /// The name of completions that nobody waits for.
 const NOBODY: u64 = u64::MAX;
-/// Longest sleep in the ring. The executor's timers are late by as much.
+/// Longest sleep in the ring.
 const SLEEP_MAX: Duration = Duration::from_millis(1);
 /// Pause of the driver when the system has no descriptor or no memory for it.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -212,8 +212,11 @@ impl Ring {
         loop {
             self.0.take(&mut completions);
             busy |= !completions.is_empty();
-            // Whoever is woken alone has the sleep to itself: what it starts is handed over there.
-            self.0.later.set(completions.len() == 1);
+            // Who is woken alone has the sleep to itself: what comes of it is handed over there.
+            match completions.len() {
+                0 => {}
+                several => self.0.later.set(several == 1),
+            }
             for (name, result, more) in completions.drain(..) {
                 self.0.complete(name, result, more);
             }
@@ -222,7 +225,7 @@ impl Ring {
                     runnable::sleep_unless_woken(|| self.0.kernel.borrow_mut().sleep(SLEEP_MAX));
                 }
                 Next::Main => {
-                    let _moved = self.0.kernel.borrow_mut().is_behind();
+                    let _behind = self.0.kernel.borrow_mut().is_behind();
                     pass().await;
                 }
                 Next::Nobody | Next::Executor => {
@@ -276,15 +279,16 @@ impl Kernel {
         let _said = self.0.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&longest));
     }
 
-    /// Whether something is still queued, or completions found no room and lie in the kernel. Moves both along.
+    /// Moves along what is queued, and completions that found no room and lie in the kernel. Whether some are left.
     fn is_behind(&mut self) -> bool {
-        let queue = self.0.submission();
-        let behind = !queue.is_empty() || queue.cq_overflow();
-        drop(queue);
-        if behind {
+        let left = |kernel: &mut Self| {
+            let queue = kernel.0.submission();
+            !queue.is_empty() || queue.cq_overflow()
+        };
+        if left(self) {
             self.enter();
         }
-        behind
+        left(self)
     }
 }
 

@@ -4,8 +4,9 @@
 //! requests follow each other closely: glommio's own way of going to sleep enters the kernel a dozen times
 //! (`docs/decisions/0017-sleep-in-our-ring.md`).
 //!
-//! Invariants: the counts are never smaller than the number of tasks that were woken and have not run since; whoever wakes
-//! a task from another thread ends the thread's sleep; a task that nobody can wake any more goes, as without the count.
+//! Invariants: a task that was woken is counted until its next step, and none that was not (one that is woken by another
+//! thread just before a step may have one more, uncounted); whoever wakes a task from another thread ends the thread's sleep;
+//! a task that nobody can wake any more goes, as without the count.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -14,7 +15,6 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Wake, Waker};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 thread_local! {
@@ -38,43 +38,32 @@ pub(super) enum Next {
 }
 
 /// What other threads may touch too.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Counts {
-    thread: ThreadId,
     /// Tasks of the main queue that can run.
     main: AtomicUsize,
-    /// Tasks of all other queues that can run.
+    /// Tasks of all other queues that can run, and those that other threads woke: the executor sees these only when it
+    /// looks.
     aside: AtomicUsize,
-    /// Another thread woke a task, which the executor sees only when it looks.
-    foreign: AtomicBool,
     /// The thread sleeps, or is about to, where the executor cannot wake it.
     asleep: AtomicBool,
     /// An event counter that ends such a sleep.
     bell: OnceLock<OwnedFd>,
 }
 
-impl Default for Counts {
-    fn default() -> Self {
-        Self {
-            thread: std::thread::current().id(),
-            main: AtomicUsize::new(0),
-            aside: AtomicUsize::new(0),
-            foreign: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
-            bell: OnceLock::new(),
-        }
+impl Counts {
+    fn are_of_this_thread(self: &Arc<Self>) -> bool {
+        // A thread that ends has none any more.
+        COUNTS.try_with(|counts| Arc::ptr_eq(counts, self)).unwrap_or(false)
     }
 }
 
 /// Who is next on this thread.
 pub(super) fn next() -> Next {
-    COUNTS.with(|counts| {
-        let executor = counts.foreign.swap(false, SeqCst) || counts.aside.load(SeqCst) > 0;
-        match counts.main.load(SeqCst) {
-            _ if executor || OUTSIDE.get() > 0 => Next::Executor,
-            0 => Next::Nobody,
-            _ => Next::Main,
-        }
+    COUNTS.with(|counts| match counts.main.load(SeqCst) {
+        _ if counts.aside.load(SeqCst) > 0 || OUTSIDE.get() > 0 => Next::Executor,
+        0 => Next::Nobody,
+        _ => Next::Main,
     })
 }
 
@@ -83,8 +72,7 @@ pub(super) fn sleep_unless_woken(sleep: impl FnOnce()) {
     COUNTS.with(|counts| {
         // First the word, then the look: whoever comes in between sees the word and rings.
         counts.asleep.store(true, SeqCst);
-        let tasks = counts.main.load(SeqCst) + counts.aside.load(SeqCst);
-        if tasks == 0 && !counts.foreign.load(SeqCst) {
+        if counts.main.load(SeqCst) + counts.aside.load(SeqCst) == 0 {
             let from = Instant::now();
             sleep();
             SLEPT.set(SLEPT.get() + from.elapsed());
@@ -135,7 +123,7 @@ pub(super) fn counted_aside<R>(task: impl Future<Output = R>) -> impl Future<Out
 fn counted_in<R>(aside: bool, task: impl Future<Output = R>) -> impl Future<Output = R> {
     let counts = COUNTS.with(Arc::clone);
     let counted = Counted(Arc::new(Task { counts, aside, state: AtomicU8::new(Task::WAITS) }));
-    counted.0.can_run();
+    counted.0.can_run(aside);
     async move {
         let mut task = pin!(task);
         // Not held: it keeps the task that it wakes.
@@ -171,16 +159,25 @@ struct Counting {
 
 impl Task {
     const WAITS: u8 = 0;
-    const CAN_RUN: u8 = 1;
-    const OVER: u8 = 2;
+    /// Counted with the main queue.
+    const IN_MAIN: u8 = 1;
+    /// Counted with the others.
+    const ASIDE: u8 = 2;
+    const OVER: u8 = 3;
 
-    fn count(&self) -> &AtomicUsize {
-        if self.aside { &self.counts.aside } else { &self.counts.main }
+    fn can_run(&self, aside: bool) {
+        let state = if aside { Self::ASIDE } else { Self::IN_MAIN };
+        if self.state.compare_exchange(Self::WAITS, state, SeqCst, SeqCst).is_ok() {
+            let count = if aside { &self.counts.aside } else { &self.counts.main };
+            count.fetch_add(1, SeqCst);
+        }
     }
 
-    fn can_run(&self) {
-        if self.state.compare_exchange(Self::WAITS, Self::CAN_RUN, SeqCst, SeqCst).is_ok() {
-            self.count().fetch_add(1, SeqCst);
+    fn becomes(&self, state: u8) {
+        match self.state.swap(state, SeqCst) {
+            Self::IN_MAIN => drop(self.counts.main.fetch_sub(1, SeqCst)),
+            Self::ASIDE => drop(self.counts.aside.fetch_sub(1, SeqCst)),
+            _ => {}
         }
     }
 
@@ -188,12 +185,6 @@ impl Task {
     fn waker(self: &Arc<Self>, known: &Weak<Counting>, inner: &Waker) -> Arc<Counting> {
         let known = known.upgrade().filter(|known| known.inner.will_wake(inner));
         known.unwrap_or_else(|| Arc::new(Counting { task: Arc::clone(self), inner: inner.clone() }))
-    }
-
-    fn becomes(&self, state: u8) {
-        if self.state.swap(state, SeqCst) == Self::CAN_RUN {
-            self.count().fetch_sub(1, SeqCst);
-        }
     }
 }
 
@@ -203,14 +194,11 @@ impl Wake for Counting {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.task.can_run();
-        self.inner.wake_by_ref();
         let counts = &self.task.counts;
-        if std::thread::current().id() == counts.thread {
-            return;
-        }
-        counts.foreign.store(true, SeqCst);
-        if let Some(bell) = counts.bell.get().filter(|_| counts.asleep.load(SeqCst)) {
+        let foreign = !counts.are_of_this_thread();
+        self.task.can_run(foreign || self.task.aside);
+        self.inner.wake_by_ref();
+        if let Some(bell) = counts.bell.get().filter(|_| foreign && counts.asleep.load(SeqCst)) {
             // It cannot be full: that takes longer than machines last.
             let _rung = rustix::io::write(bell, &1_u64.to_ne_bytes());
         }

@@ -3,7 +3,7 @@
 //! A commit is cut at the end of a turn, when one may start: what gathers while the device is busy goes together
 //! (group commit without a timer). Only what nobody waits for, neither a producer nor a reader, gathers for longer:
 //! each commit costs a write and a flush, however little is in it. Proofs come in order of position; only here do
-//! acknowledgements, extents, log starts and removals take effect.
+//! acknowledgements that say flushed, extents, log starts and removals take effect.
 
 use super::partition::Partition;
 use super::{Effects, InMemory, Note, Shard};
@@ -12,7 +12,7 @@ use crate::limits::{IDLE_MARK_AFTER, LAZY_COMMIT_AFTER, LAZY_COMMIT_BYTES};
 use crate::log::Place;
 use crate::time::{Instant, Now};
 use corelog_wire::error::ErrorCode;
-use corelog_wire::ids::TopicPartition;
+use corelog_wire::ids::{Offset, TopicPartition};
 use std::collections::BTreeSet;
 
 impl Shard {
@@ -26,6 +26,7 @@ impl Shard {
                     self.place(cut, out);
                 }
             }
+            self.lazy_since = self.lazy_since.filter(|_| self.ring.pending_bytes() > 0);
             self.destage(out);
             self.checkpoint(out);
             if let Some(prewrite) = self.ring.next_prewrite() {
@@ -50,6 +51,9 @@ impl Shard {
         }
         let promised: Vec<_> = self.partitions.keys().copied().collect();
         self.keep_promises(promised.into_iter(), out);
+        for partition in self.partitions.values_mut() {
+            partition.promised = Offset::ZERO;
+        }
         self.poisoned = true;
         self.lazy_since = None;
         self.ring.fail();
@@ -101,20 +105,36 @@ impl Shard {
         }
     }
 
-    /// Gives what was acknowledged before its commit was cut a place where it can be read, however many commits are under
-    /// way: it must be seen by whoever asks from now on.
-    pub(super) fn keep_promises(
+    /// Gives what was acknowledged before its commit was cut a place where it can be read, if a commit may start. Whether
+    /// some of it has none yet.
+    pub(super) fn hurry_promises(
         &mut self,
-        mut asked: impl Iterator<Item = TopicPartition>,
+        asked: impl Iterator<Item = TopicPartition> + Clone,
         out: &mut Effects,
-    ) {
-        let more = |tp| self.partitions.get(&tp).is_some_and(Partition::has_promised_more);
-        if !asked.any(more) || cfg!(mutant = "reads_miss_what_is_acknowledged") {
+    ) -> bool {
+        if !self.has_promised_more(asked.clone()) {
+            return false;
+        }
+        self.ring.hurry();
+        while let Some(cut) = self.cut_next() {
+            self.place(cut, out);
+        }
+        self.has_promised_more(asked)
+    }
+
+    /// The same, however many commits are under way, for those who cannot wait.
+    pub(super) fn keep_promises(&mut self, asked: impl Iterator<Item = TopicPartition>, out: &mut Effects) {
+        if !self.has_promised_more(asked) {
             return;
         }
         while let Some(cut) = self.ring.cut_beyond_the_bound() {
             self.place(cut, out);
         }
+    }
+
+    fn has_promised_more(&self, mut asked: impl Iterator<Item = TopicPartition>) -> bool {
+        let more = |tp| self.partitions.get(&tp).is_some_and(Partition::has_promised_more);
+        !cfg!(mutant = "reads_miss_what_is_acknowledged") && asked.any(more)
     }
 
     fn cut_next(&mut self) -> Option<Cut> {

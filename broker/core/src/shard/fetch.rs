@@ -16,6 +16,7 @@ use corelog_wire::ids::{LeaderEpoch, Offset, TopicPartition};
 use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, At, ListOffsetsAnswer, ListOffsetsRow, ListedRow, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// A fetch that waits for records.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub(super) struct ParkedFetch {
 
 /// Batches in memory that a fetch with a filter passes over before it answers with how far it came.
 const PASSED_MAX: usize = 16_384;
+
+/// How long a fetch waits at most for the commit of what was acknowledged before it came, while as many are under way as may
+/// be.
+const PROMISE_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// Whether a fetch can be answered now.
 enum Readiness {
@@ -42,7 +47,14 @@ impl Shard {
             out.answers.push((fetch.request, Answer::Refused { kind: Kind::Fetch, refusal }));
             return;
         }
-        self.keep_promises(fetch.rows.iter().map(|row| row.tp), out);
+        if self.draining {
+            self.keep_promises(fetch.rows.iter().map(|row| row.tp), out);
+        } else if self.hurry_promises(fetch.rows.iter().map(|row| row.tp), out) {
+            if fetch.wait_max.is_zero() {
+                fetch.bytes_min = 0;
+            }
+            fetch.wait_max = fetch.wait_max.max(PROMISE_WAIT_MAX);
+        }
         let must_answer = fetch.wait_max.is_zero() || self.draining;
         if must_answer || matches!(readiness(&self.partitions, &mut fetch), Readiness::Ready) {
             out.reads.push(self.plan(&fetch));
@@ -56,6 +68,14 @@ impl Shard {
         }
         self.deadlines.insert((deadline, fetch.request, Parked::Fetch));
         self.fetches.insert(fetch.request, ParkedFetch { fetch, deadline });
+    }
+
+    /// The deadline of a fetch passed.
+    pub(super) fn fetch_due(&mut self, request: RequestId, out: &mut Effects) {
+        if let Some(fetch) = self.unpark_fetch(request) {
+            self.keep_promises(fetch.rows.iter().map(|row| row.tp), out);
+            out.reads.push(self.plan(&fetch));
+        }
     }
 
     /// A fetch waited long enough: answer with what there is.
@@ -90,7 +110,7 @@ impl Shard {
     pub(super) fn answer_all_fetches(&mut self, out: &mut Effects) {
         let parked: Vec<RequestId> = self.fetches.keys().copied().collect();
         for request in parked {
-            self.fetch_expired(request, out);
+            self.fetch_due(request, out);
         }
     }
 
@@ -203,6 +223,10 @@ impl<'fetch> Sight<'fetch> {
 
 /// Whether a fetch can be answered now. Its rows move past batches that are not asked for.
 fn readiness(partitions: &BTreeMap<TopicPartition, Partition>, fetch: &mut Fetch) -> Readiness {
+    let promised = |row: &FetchRow| partitions.get(&row.tp).is_some_and(Partition::has_promised_more);
+    if fetch.rows.iter().any(promised) {
+        return Readiness::Waiting;
+    }
     let mut bytes = 0u64;
     let mut sight = Sight::of(&fetch.filter);
     for row in &mut fetch.rows {
@@ -233,7 +257,7 @@ fn readiness(partitions: &BTreeMap<TopicPartition, Partition>, fetch: &mut Fetch
             }
         }
     }
-    Readiness::Waiting
+    if fetch.bytes_min == 0 { Readiness::Ready } else { Readiness::Waiting }
 }
 
 /// The partition of a row, if it may be read from the offset asked.

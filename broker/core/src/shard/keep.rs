@@ -82,6 +82,7 @@ impl Shard {
         }
         partition.removing = true;
         partition.epoch = None;
+        partition.promised = Offset::ZERO;
         // Nothing of the partition may follow its removal in the journal.
         self.ring.withdraw(tp);
         self.ring.push(Entry::Removed { tp });
@@ -255,6 +256,7 @@ impl Shard {
         rows: &[(TopicPartition, Offset)],
         out: &mut Effects,
     ) {
+        self.keep_promises(rows.iter().map(|(tp, _)| *tp), out);
         let mut parked = ParkedDeletion { rows: Vec::new(), waiting: Vec::new() };
         for (tp, before) in rows.iter().take(ROWS_MAX) {
             let row = match self.may_delete(*tp, *before) {

@@ -5,7 +5,8 @@
 //! (visibility, long polls), `commit` (cuts and proofs), `destage` (extents, seals, memory), `direct` (large streams), `keep` (retention, disk
 //! budget, removal), `recycle` (files used again), `capture` (checkpoints).
 //!
-//! Invariants: an acknowledgement leaves only in the step that took the proof of the flush; nothing is read above
+//! Invariants: an acknowledgement that says flushed leaves only in the step that took the proof of the flush; whoever asks
+//! sees what was acknowledged before; nothing is read above
 //! the high watermark; a file is removed only after the entry that makes it needless is durable.
 
 mod capture;
@@ -415,6 +416,9 @@ impl Shard {
             if partition.shown > partition.log.end() {
                 return Some("more was shown of a partition than it has");
             }
+            if partition.promised > partition.log.end() {
+                return Some("more was promised of a partition than it has");
+            }
             if partition.undestaged != partition.log.first_undestaged() {
                 return Some("the order of undestaged bytes is stale");
             }
@@ -448,7 +452,7 @@ impl Shard {
             self.deadlines.pop_first();
             match parked {
                 Parked::Produce => self.produce_expired(request, out),
-                Parked::Fetch => self.fetch_expired(request, out),
+                Parked::Fetch => self.fetch_due(request, out),
             }
         }
         if now.instant >= self.housekeeping_at {

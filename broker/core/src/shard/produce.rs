@@ -2,14 +2,15 @@
 //!
 //! A batch gets its offset when it is admitted and its acknowledgement when its commit is flushed; between the two
 //! its row is parked on the partition. A duplicate is parked the same way, beside the first copy. What comes to a memory
-//! topic while nobody waits for its records is acknowledged at once, and nobody waits for its commit.
+//! topic while nobody waits for its records is acknowledged at once, and nobody waits for its commit; unless much waits
+//! already, as when the device does not keep up.
 
 use super::input::{Produce, ProduceRow, RequestId};
 use super::partition::{ParkedAck, Partition};
 use super::{Effects, Parked, Shard};
 use crate::group::GroupName;
 use crate::journal::{ENTRY_HEADER_BYTES, Entry, SegmentUse};
-use crate::limits::{PARKED_PRODUCES_MAX, REQUEST_DEADLINE_MAX, ROWS_MAX};
+use crate::limits::{LAZY_COMMIT_BYTES, PARKED_PRODUCES_MAX, REQUEST_DEADLINE_MAX, ROWS_MAX};
 use crate::log::{Admission, Appended, ProducerRefusal};
 use crate::time::{Instant, Now};
 use crate::topic::{FullPolicy, TopicConfig};
@@ -338,7 +339,8 @@ impl Shard {
         let opened_after_ms = oldest_opening(config, now.wall_ms);
         let segment_bytes = config.segment_bytes;
         let partition = self.partitions.get_mut(&tp).ok_or(AppendRefusal::UnknownPartition)?;
-        let lazy = !partition.waits_for_disk() && partition.waiting.is_empty();
+        let little = self.ring.pending_bytes() < LAZY_COMMIT_BYTES;
+        let lazy = little && !partition.waits_for_disk() && partition.waiting.is_empty();
         let log = &mut partition.log;
         let (segment_use, opens) = match log.segments.last() {
             Some(last) if !log.segments.wants_roll(bytes, segment_bytes, opened_after_ms) => {

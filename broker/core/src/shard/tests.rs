@@ -159,9 +159,19 @@ fn what_a_memory_topic_acknowledged_is_seen_by_whoever_asks_next() {
     for expected in 0..5 {
         let request = hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
         assert_eq!(hands.produced(request), Some((ErrorCode::None, expected)));
+        let read = hands.fetch(0, expected, 0);
+        assert_eq!(
+            hands.reads.contains_key(&read),
+            expected < 2,
+            "it waits for a commit to end, for a while"
+        );
+        if expected == 2 {
+            hands.pass(Duration::from_millis(100));
+            assert!(hands.reads.contains_key(&read));
+            continue;
+        }
         let end = hands.ask_end(0);
         assert_eq!(hands.end(end), Some(expected + 1));
-        let read = hands.fetch(0, expected, 0);
         assert_eq!(hands.reads[&read][0].1.len(), batch_of(0, -1, -1, 1, b"a").len());
     }
     let waits = hands.fetch(0, 5, 1_000);
