@@ -68,7 +68,7 @@ pub enum Driver {
     /// The wire protocol itself, with batches that are encoded once: measures the broker.
     #[default]
     Raw,
-    /// The client library, as applications have it.
+    /// A client library, as applications have it: Corelog's, and librdkafka for Kafka where that is built in.
     Client,
 }
 

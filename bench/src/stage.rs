@@ -169,9 +169,13 @@ fn takes_turns(arguments: &SubjectArguments, folder: &Path, place: ThreadPlace) 
     if let Some(address) = arguments.bootstrap {
         return Ok(vec![Subject::Running(address, arguments.broker_pid)]);
     }
-    if arguments.driver == Driver::Client && arguments.peer != [Peer::Corelog] {
-        let reason = "--driver client is Corelog's own library: leave other peers out";
-        return Err(Error::Setup(reason.to_owned()));
+    if arguments.driver == Driver::Client
+        && let Some(peer) = arguments.peer.iter().find(|peer| !peer.has_library())
+    {
+        let name = peer.name();
+        let reason =
+            format!("no client library for {name} is built in (Kafka's: --features rdkafka): leave it out");
+        return Err(Error::Setup(reason));
     }
     let start = |&peer: &Peer| {
         Ok(Subject::Start(Start {

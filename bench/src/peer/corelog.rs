@@ -24,6 +24,7 @@ use corelog_wire::message::{
 };
 use corelog_wire::records::Records;
 
+use super::sending::Library;
 use super::turns::{self, Turns};
 use super::{Run, library};
 use crate::args::Driver;
@@ -362,19 +363,8 @@ impl super::Session for Session<'_> {
                 "records.codec is the client library's: add --driver client".to_owned(),
             ));
         }
-        if driver == Driver::Client && workload.topic.skew > 0.0 {
-            return Err(Error::Setup("--driver client has no skew: its producers take turns".to_owned()));
-        }
         if driver == Driver::Client {
-            return library::drive(
-                address,
-                &self.topic,
-                self.shape.run,
-                workload,
-                self.run.values,
-                plan,
-                window,
-            );
+            return library::drive(Library::Corelog, &self.run, &self.topic, self.shape.run, plan, window);
         }
         let mut connections = Vec::new();
         for number in 0..plan.load.connections() {

@@ -1,19 +1,19 @@
-//! Corelog through its client library, as an application has it: batching, retries and idempotence included.
+//! A peer through its client library, as an application has it: batching, retries and idempotence included.
 //!
-//! Called by `run` with `--driver client`. A request is a workload's records, taken one by one; it is answered when all of
-//! them are acknowledged. Invariant: a producer's records of a partition are taken in the order of their sequences.
+//! Called by sessions of `corelog` and `kafka` with `--driver client`. A request is a workload's records, taken one by one; it
+//! is answered when all of them are acknowledged. Invariant: a producer's records of a partition are taken in the order of
+//! their sequences.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use corelog_client::{Client, Compression, Partitioner, Producer, RecordRef, Ticket};
-use corelog_wire::message;
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio::task::LocalSet;
 
+use super::Run;
+use super::sending::{Library, Sending, Sent};
 use crate::check::Ledger;
 use crate::error::{Doing, Error, Result};
 use crate::measure::nanoseconds;
@@ -21,21 +21,24 @@ use crate::payload::{MARK_BYTES, Mark, Values};
 use crate::pin;
 use crate::schedule::Schedule;
 use crate::tally::{Outcome, Plan, Tally, Window};
-use crate::workload::{Acks, Codec, Load, Workload};
+use crate::workload::Load;
 
 /// Drives a workload; gives what happened and what each producer was told.
 ///
 /// # Errors
 /// [`Error::System`]; [`Error::Peer`] if the topic cannot be reached.
 pub fn drive(
-    address: SocketAddr,
+    library: Library,
+    run: &Run<'_>,
     topic: &str,
-    run: u64,
-    workload: &Workload,
-    values: &Values,
+    number: u64,
     plan: &Plan,
     window: &mut dyn Window,
 ) -> Result<(Outcome, Vec<Ledger>)> {
+    let Run { workload, values, .. } = *run;
+    if workload.topic.skew > 0.0 {
+        return Err(Error::Setup("--driver client has no skew: its producers take turns".to_owned()));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -44,13 +47,13 @@ pub fn drive(
     local
         .block_on(&runtime, async {
             let mut producers = Vec::new();
-            for number in 0..workload.load.connections() {
-                producers.push(Rc::new(producer(address, topic, number, workload, values).await?));
+            for lane in 0..workload.load.connections() {
+                producers.push(Rc::new(producer(library, run, topic, lane).await?));
             }
             let start = Instant::now();
             window.starts(start);
             let world = Rc::new(World {
-                run,
+                run: number,
                 start,
                 values: values.clone(),
                 partitions: workload.topic.partitions,
@@ -81,35 +84,16 @@ pub fn drive(
         })
 }
 
-async fn producer(
-    address: SocketAddr,
-    topic: &str,
-    number: u32,
-    workload: &Workload,
-    values: &Values,
-) -> Result<Lane> {
-    let peer = |error: corelog_client::Error| Error::Peer(error.to_string());
-    let client = Client::connect(&address.to_string()).await.map_err(peer)?;
-    let acks = match workload.load.acks() {
-        Acks::Leader => message::Acks::Leader,
-        Acks::All => message::Acks::All,
-    };
-    let compression = match workload.records.codec {
-        Codec::None => Compression::None,
-        Codec::Gzip => Compression::Gzip,
-        Codec::Snappy => Compression::Snappy,
-        Codec::Lz4 => Compression::Lz4,
-        Codec::Zstd => Compression::Zstd,
-    };
-    let producer = client.producer(topic).acks(acks).auto_create(false).partitioner(Partitioner::Sticky);
-    let producer = producer.compression(compression);
+async fn producer(library: Library, run: &Run<'_>, topic: &str, number: u32) -> Result<Lane> {
+    let Run { address, workload, values, .. } = *run;
+    let producer = Sending::open(library, address, topic, workload).await?;
     let sender = Sender {
-        producer: producer.build().map_err(peer)?,
+        producer,
         value: Vec::new(),
         partition_next: number % workload.topic.partitions,
         kind: number as usize % values.requests().len(),
     };
-    Ok(Lane { number, sender: Mutex::new(sender), ledger: RefCell::new(Ledger::new(1)), _client: client })
+    Ok(Lane { number, sender: Mutex::new(sender), ledger: RefCell::new(Ledger::new(1)) })
 }
 
 /// One producer of the load.
@@ -118,11 +102,10 @@ struct Lane {
     /// Locked while a request's records are taken, so that no other's come in between. Waiters are served in order.
     sender: Mutex<Sender>,
     ledger: RefCell<Ledger>,
-    _client: Client,
 }
 
 struct Sender {
-    producer: Producer,
+    producer: Sending,
     /// A record's value; its mark is written anew for each.
     value: Vec<u8>,
     partition_next: u32,
@@ -146,20 +129,17 @@ impl World {
         let intended = intended.unwrap_or(sent);
         self.tally.borrow_mut().sent();
         let (partition, taken, mut refused) = self.take(lane, intended).await;
-        for (sequence, ticket) in taken {
-            match ticket.await {
-                Ok(delivery) => {
-                    let offset = delivery.offset.unwrap_or_default();
-                    lane.ledger.borrow_mut().acknowledged(partition, sequence, offset);
-                }
-                Err(error) => refused = refused.or_else(|| Some(error.to_string())),
+        for (sequence, sent) in taken {
+            match sent.acknowledged().await {
+                Ok(offset) => lane.ledger.borrow_mut().acknowledged(partition, sequence, offset),
+                Err(error) => refused = refused.or(Some(error)),
             }
         }
         let answered = self.start.elapsed();
         self.tally.borrow_mut().answered(intended, sent, answered, refused.as_deref());
     }
 
-    async fn take(&self, lane: &Lane, intended: Duration) -> (u32, Vec<(u64, Ticket)>, Option<String>) {
+    async fn take(&self, lane: &Lane, intended: Duration) -> (u32, Vec<(u64, Sent)>, Option<String>) {
         let mut sender = lane.sender.lock().await;
         let Sender { producer, value, partition_next, kind } = &mut *sender;
         let partition = *partition_next;
@@ -179,10 +159,9 @@ impl World {
             value.clear();
             value.extend_from_slice(&mark.encode());
             value.extend_from_slice(&template[MARK_BYTES..]);
-            let record = RecordRef { partition: Some(partition), ..RecordRef::new(value) };
-            match producer.enqueue_ref(&record).await {
-                Ok(ticket) => taken.push((sequence, ticket)),
-                Err(error) => return (partition, taken, Some(error.to_string())),
+            match producer.take(partition, value).await {
+                Ok(sent) => taken.push((sequence, sent)),
+                Err(error) => return (partition, taken, Some(error)),
             }
         }
         (partition, taken, None)

@@ -9,6 +9,7 @@ pub mod kafka;
 pub mod library;
 pub mod nats;
 pub mod redis;
+pub mod sending;
 pub mod strawman;
 mod turns;
 
@@ -113,11 +114,21 @@ impl Peer {
         }
     }
 
+    /// Whether a client library for it is built in, for `--driver client`.
+    #[must_use]
+    pub const fn has_library(self) -> bool {
+        match self {
+            Self::Corelog => true,
+            Self::Kafka | Self::KafkaFlush => cfg!(feature = "rdkafka"),
+            Self::Strawman | Self::RedisAlways | Self::RedisEverysec | Self::Nats => false,
+        }
+    }
+
     /// Whether it can do what a workload asks for; where it cannot, others take their turns without it.
     #[must_use]
     pub fn takes(self, workload: &Workload) -> bool {
         let readers = workload.readers.following + workload.readers.draining > 0;
-        let reads = !matches!(self, Self::Strawman | Self::Nats);
+        let reads = self != Self::Strawman;
         let compresses = self == Self::Corelog || workload.records.codec == Codec::None;
         (reads || !readers) && compresses && self.class(workload.topic.durability).is_ok()
     }

@@ -203,6 +203,11 @@ fn seal(batch: &mut [u8]) {
 
 impl super::Session for Session<'_> {
     fn drive(&self, plan: &Plan, window: &mut dyn Window) -> Result<(Outcome, Vec<Ledger>)> {
+        #[cfg(feature = "rdkafka")]
+        if self.run.driver == crate::args::Driver::Client {
+            let library = super::sending::Library::Rdkafka;
+            return super::library::drive(library, &self.run, &self.topic, self.run.number, plan, window);
+        }
         let mut connections = Vec::new();
         for number in 0..plan.load.connections() {
             let stream = Connection::open(self.run.address)?.stream;
