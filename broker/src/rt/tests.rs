@@ -364,3 +364,32 @@ fn a_wake_from_another_thread_ends_the_sleep() {
         answers.join().unwrap();
     });
 }
+
+#[test]
+fn what_a_lone_waker_starts_is_made_whatever_it_waits_for_next() {
+    run_bounded(&Options::default(), 1, |context| async move {
+        let (socket, mut other) = pair();
+        let watch = context.ring.watch(Rc::clone(&socket)).unwrap();
+        let (written, mut reader) = pair();
+        for round in 0..300 {
+            watch.was_emptied();
+            other.write_all(b"a").unwrap();
+            watch.readable().await.unwrap();
+            assert_eq!(read(&socket, 64), Ok(1));
+            let write = context.ring.write(&written, Rc::new(Zeros(vec![7; 8])), 0);
+            futures_lite::pin!(write);
+            let begun = futures_lite::future::poll_once(&mut write).await;
+            match round % 3 {
+                0 => blocking(|| ()).await,
+                1 => yield_now().await,
+                _ => {}
+            }
+            let bytes = match begun {
+                Some(bytes) => bytes,
+                None => write.await,
+            };
+            assert_eq!(bytes.unwrap(), 8);
+            reader.read_exact(&mut [0; 8]).unwrap();
+        }
+    });
+}

@@ -70,17 +70,10 @@ impl Shard {
         self.fetches.insert(fetch.request, ParkedFetch { fetch, deadline });
     }
 
-    /// The deadline of a fetch passed.
+    /// A fetch must be answered with what there is.
     pub(super) fn fetch_due(&mut self, request: RequestId, out: &mut Effects) {
         if let Some(fetch) = self.unpark_fetch(request) {
             self.keep_promises(fetch.rows.iter().map(|row| row.tp), out);
-            out.reads.push(self.plan(&fetch));
-        }
-    }
-
-    /// A fetch waited long enough: answer with what there is.
-    pub(super) fn fetch_expired(&mut self, request: RequestId, out: &mut Effects) {
-        if let Some(fetch) = self.unpark_fetch(request) {
             out.reads.push(self.plan(&fetch));
         }
     }
@@ -101,8 +94,8 @@ impl Shard {
                 })
             })
             .collect();
-        for request in ready {
-            self.fetch_expired(request, out);
+        for fetch in ready.into_iter().filter_map(|request| self.unpark_fetch(request)).collect::<Vec<_>>() {
+            out.reads.push(self.plan(&fetch));
         }
     }
 

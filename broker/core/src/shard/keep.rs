@@ -87,7 +87,7 @@ impl Shard {
         self.ring.withdraw(tp);
         self.ring.push(Entry::Removed { tp });
         for request in super::fetch::take_waiting_of(self, tp) {
-            self.fetch_expired(request, out);
+            self.fetch_due(request, out);
         }
     }
 

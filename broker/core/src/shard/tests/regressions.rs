@@ -413,3 +413,34 @@ fn an_index_that_could_not_be_written_is_written_later() {
         seals(&hands).contains(&crate::log::Seal::Done) && !seals(&hands).contains(&crate::log::Seal::Failed)
     );
 }
+
+#[test]
+fn a_fetch_that_is_answered_for_a_removed_partition_shows_what_another_acknowledged() {
+    let mut hands = Hands::new(small());
+    hands.lead(0, settings(|config| config.durability = Durability::Memory));
+    hands.lead(1, settings(|_| ()));
+    hands.hold_flushes = true;
+    for _ in 0..2 {
+        hands.produce(1, batch_of(1, -1, -1, 1, b"under way"));
+    }
+    let acknowledged = hands.produce(0, batch_of(0, -1, -1, 1, b"a"));
+    assert_eq!(hands.produced(acknowledged), Some((ErrorCode::None, 0)));
+    let request = hands.request();
+    let rows = [0, 1].map(|partition| FetchRow {
+        tp: tp(partition),
+        offset: Offset::ZERO,
+        bytes_max: 1 << 20,
+        leader_epoch: None,
+    });
+    hands.step(Input::Fetch(Fetch {
+        request,
+        wait_max: Duration::from_secs(1),
+        bytes_min: 1,
+        bytes_max: 1 << 20,
+        rows: rows.to_vec(),
+        filter: TagFilter::of(&[] as &[&str]).unwrap(),
+    }));
+    assert!(!hands.reads.contains_key(&request));
+    hands.step(Input::Remove { tp: tp(1) });
+    assert!(!hands.reads[&request][0].1.is_empty());
+}
