@@ -306,33 +306,35 @@ fn a_write_that_nobody_waits_for_is_made_all_the_same() {
 
 #[test]
 fn a_task_counts_from_its_wake_to_its_step_and_never_after_its_end() {
-    run_bounded(&Options::default(), 1, |context| async move {
-        assert_eq!(runnable::next(), Next::Nobody);
-        let signal = Rc::new(Signal::default());
-        let waits = Rc::clone(&signal);
-        spawn(async move { waits.wait().await });
-        assert_eq!(runnable::next(), Next::Nobody, "it had its first step and waits");
-        signal.notify();
-        assert_eq!(runnable::next(), Next::Main);
-        signal.notify();
-        yield_now().await;
-        assert_eq!(runnable::next(), Next::Nobody, "it is over");
-        signal.notify();
-        assert_eq!(runnable::next(), Next::Nobody);
+    // Without an executor, whose pacemaker wakes a task of its own.
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let signal = Rc::new(Signal::default());
+    let waits = || {
+        let signal = Rc::clone(&signal);
+        async move { signal.wait().await }
+    };
+    let mut task = Box::pin(runnable::counted(waits()));
+    assert_eq!(runnable::next(), Next::Main, "it has its first step before it");
+    assert!(task.as_mut().poll(&mut cx).is_pending());
+    assert_eq!(runnable::next(), Next::Nobody);
+    signal.notify();
+    assert_eq!(runnable::next(), Next::Main);
+    assert!(task.as_mut().poll(&mut cx).is_ready());
+    assert_eq!(runnable::next(), Next::Nobody);
 
-        let waits = Rc::clone(&signal);
-        spawn_in(context.background, async move { waits.wait().await });
-        assert_eq!(runnable::next(), Next::Executor, "only the executor takes tasks of other queues");
-        sleep(Duration::from_millis(1)).await;
-        assert_eq!(runnable::next(), Next::Nobody);
+    let mut aside = Box::pin(runnable::counted_aside(waits()));
+    assert_eq!(runnable::next(), Next::Executor, "only the executor takes tasks of other queues");
+    assert!(aside.as_mut().poll(&mut cx).is_pending());
+    signal.notify();
+    assert_eq!(runnable::next(), Next::Executor);
+    drop(aside);
+    assert_eq!(runnable::next(), Next::Nobody, "a task that went counts no more");
 
-        let asked = blocking(|| ());
-        futures_lite::pin!(asked);
-        assert!(futures_lite::future::poll_once(&mut asked).await.is_none());
-        assert_eq!(runnable::next(), Next::Executor, "its threads answer the executor alone");
-        asked.await;
-        assert_eq!(runnable::next(), Next::Nobody);
-    });
+    let mut outside = Box::pin(runnable::outside(std::future::pending::<()>()));
+    assert!(outside.as_mut().poll(&mut cx).is_pending());
+    assert_eq!(runnable::next(), Next::Executor);
+    drop(outside);
+    assert_eq!(runnable::next(), Next::Nobody);
 }
 
 #[test]
