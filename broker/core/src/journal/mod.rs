@@ -8,14 +8,16 @@
 //! Invariants: positions are handed out in order and without gaps; a commit counts as flushed only when every
 //! commit before it is; a block is written again only when no checkpoint slot needs it.
 
+mod cut;
 mod layout;
 mod ring;
 mod scan;
 mod superblock;
 
+pub use cut::{DirectFile, DirectPlan};
 pub(crate) use layout::ENTRY_HEADER_BYTES;
 pub use layout::{COMMIT_HEADER_BYTES, CommitHeader, EntryView, LayoutError, Packer, entries};
-pub use ring::{Cut, DirectFile, DirectPlan, Placed, PlacedDirect, Proof, Ring};
+pub use ring::{Cut, Placed, PlacedDirect, Proof, Ring};
 pub use scan::{RingRead, Scan, Scanned, Verdict};
 pub use superblock::{SUPERBLOCK_BYTES, SUPERBLOCK_SLOTS, SessionStart, Superblock, SuperblockError};
 
