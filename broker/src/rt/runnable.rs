@@ -89,11 +89,13 @@ pub(super) fn take_slept() -> Duration {
 /// Gives this thread its bell; there is one for its life.
 pub(super) fn bell(make: impl FnOnce() -> std::io::Result<OwnedFd>) -> std::io::Result<OwnedFd> {
     COUNTS.with(|counts| {
-        if counts.bell.get().is_none() {
-            // Only this thread sets it.
-            drop(counts.bell.set(make()?));
-        }
-        counts.bell.get().map_or_else(|| Err(std::io::ErrorKind::NotFound.into()), OwnedFd::try_clone)
+        let bell = if let Some(bell) = counts.bell.get() {
+            bell
+        } else {
+            let bell = make()?;
+            counts.bell.get_or_init(|| bell)
+        };
+        bell.try_clone()
     })
 }
 
@@ -143,6 +145,12 @@ fn counted_in<R>(aside: bool, task: impl Future<Output = R>) -> impl Future<Outp
 
 /// Counts a task until it is dropped.
 struct Counted(Arc<Task>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.becomes(Task::OVER);
+    }
+}
 
 #[derive(Debug)]
 struct Task {
@@ -202,11 +210,5 @@ impl Wake for Counting {
             // It cannot be full: that takes longer than machines last.
             let _rung = rustix::io::write(bell, &1_u64.to_ne_bytes());
         }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.becomes(Task::OVER);
     }
 }

@@ -28,8 +28,8 @@ pub(super) struct ParkedFetch {
 /// Batches in memory that a fetch with a filter passes over before it answers with how far it came.
 const PASSED_MAX: usize = 16_384;
 
-/// How long a fetch waits at most for the commit of what was acknowledged before it came, while as many are under way as may
-/// be.
+/// How long a fetch that would not wait does so for the commit of what was acknowledged before it came, while as many are
+/// under way as may be.
 const PROMISE_WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// Whether a fetch can be answered now.
@@ -49,11 +49,8 @@ impl Shard {
         }
         if self.draining {
             self.keep_promises(fetch.rows.iter().map(|row| row.tp), out);
-        } else if self.hurry_promises(fetch.rows.iter().map(|row| row.tp), out) {
-            if fetch.wait_max.is_zero() {
-                fetch.bytes_min = 0;
-            }
-            fetch.wait_max = fetch.wait_max.max(PROMISE_WAIT_MAX);
+        } else if self.hurry_promises(fetch.rows.iter().map(|row| row.tp), out) && fetch.wait_max.is_zero() {
+            (fetch.wait_max, fetch.bytes_min) = (PROMISE_WAIT_MAX, 0);
         }
         let must_answer = fetch.wait_max.is_zero() || self.draining;
         if must_answer || matches!(readiness(&self.partitions, &mut fetch), Readiness::Ready) {
