@@ -128,7 +128,7 @@ impl Peer {
     #[must_use]
     pub fn takes(self, workload: &Workload) -> bool {
         let readers = workload.readers.following + workload.readers.draining > 0;
-        let reads = self != Self::Strawman;
+        let reads = !matches!(self, Self::Strawman | Self::Nats);
         let compresses = self == Self::Corelog || workload.records.codec == Codec::None;
         (reads || !readers) && compresses && self.class(workload.topic.durability).is_ok()
     }

@@ -5,11 +5,10 @@
 //! sequences are offsets from 1, so that acknowledgements say where a record is.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -19,7 +18,6 @@ use super::{Run, free_port};
 use crate::check::{Checker, Ledger};
 use crate::engine::{Answered, Outgoing, Protocol};
 use crate::error::{Doing, Error, Result};
-use crate::follow::{self, Tail};
 use crate::payload::MARK_BYTES;
 use crate::tally::{Outcome, Plan, Window};
 
@@ -27,8 +25,6 @@ use crate::tally::{Outcome, Plan, Window};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest message that is taken.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
-/// What a consumer takes at once.
-const READ_BYTES: usize = 256 << 10;
 /// Digits of a request's number in its reply subject, and of a partition's, so that all requests are as long.
 const DIGITS: usize = 12;
 const PARTITION_DIGITS: usize = 5;
@@ -122,22 +118,6 @@ impl super::Session for Session<'_> {
         turns::drive(connections, plan, window, |producer| producer.turns.ledger)
     }
 
-    fn tail(&self) -> Result<Box<dyn Tail + '_>> {
-        static TAILS: AtomicU64 = AtomicU64::new(0);
-        let subject = format!("bench.tail.{}", TAILS.fetch_add(1, Ordering::Relaxed));
-        let mut connection = Connection::open(self.run.address)?;
-        connection.say(&format!("SUB {subject} 8\r\nPING\r\n"))?;
-        connection.until_pong()?;
-        // Nothing follows the PONG that the buffer could hold: whoever sends is made now, on a connection that waits for answers.
-        let socket = connection.stream.into_inner();
-        socket.set_read_timeout(Some(follow::POLL)).doing(|| "setting a read timeout".to_owned())?;
-        let mut control = Connection::open(self.run.address)?;
-        for partition in 0..self.run.workload.topic.partitions {
-            control.consumer(&stream(self.run.number, partition), &subject)?;
-        }
-        Ok(Box::new(Following { stream: socket, room: vec![0; READ_BYTES], input: Vec::new() }))
-    }
-
     fn moved(&mut self, address: SocketAddr) -> Result<()> {
         self.run.address = address;
         Ok(())
@@ -152,7 +132,11 @@ impl super::Session for Session<'_> {
             checker.begin(partition, state.first_seq.saturating_sub(1));
             if state.last_seq >= state.first_seq.max(1) {
                 connection.say("SUB bench.read 7\r\n")?;
-                connection.consumer(&name, "bench.read")?;
+                let request = serde_json::json!({ "stream_name": name, "config": {
+                    "deliver_subject": "bench.read", "deliver_policy": "all", "ack_policy": "none",
+                    "replay_policy": "instant",
+                }});
+                connection.api(&format!("CONSUMER.CREATE.{name}"), &request.to_string())?;
                 for sequence in state.first_seq..=state.last_seq {
                     let value = connection.message("7")?;
                     bytes += value.len() as u64;
@@ -313,40 +297,6 @@ fn payload_bytes(line: &str) -> Result<usize> {
         .ok_or_else(|| Error::Peer(format!("{line:?} has no length of a message")))
 }
 
-/// A consumer of all partitions; the server pushes.
-struct Following {
-    stream: TcpStream,
-    room: Vec<u8>,
-    /// What came and was not taken.
-    input: Vec<u8>,
-}
-
-impl Tail for Following {
-    fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> Result<()> {
-        match self.stream.read(&mut self.room) {
-            Ok(0) => return Err(Error::Peer("the connection ended".to_owned())),
-            Ok(bytes) => self.input.extend_from_slice(&self.room[..bytes]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                return Ok(());
-            }
-            Err(error) => return Err(error).doing(|| "waiting for a message".to_owned()),
-        }
-        let mut taken = 0;
-        while let Some(Frame { line, payload, end }) = frame(&self.input[taken..])? {
-            if line.starts_with("MSG ") {
-                each(payload);
-            } else if line == "PING" {
-                self.stream.write_all(b"PONG\r\n").doing(|| "answering".to_owned())?;
-            } else if line.starts_with("-ERR") {
-                return Err(Error::Peer(line.to_owned()));
-            }
-            taken += end;
-        }
-        self.input.drain(..taken);
-        Ok(())
-    }
-}
-
 /// A connection that asks one thing at a time.
 struct Connection {
     stream: BufReader<TcpStream>,
@@ -400,14 +350,6 @@ impl Connection {
                 return Ok(payload);
             }
         }
-    }
-
-    /// Lets the server push a stream to a subject, from its begin on, as long as somebody listens.
-    fn consumer(&mut self, stream: &str, subject: &str) -> Result<()> {
-        let request = serde_json::json!({ "stream_name": stream, "config": {
-            "deliver_subject": subject, "deliver_policy": "all", "ack_policy": "none", "replay_policy": "instant",
-        }});
-        self.api(&format!("CONSUMER.CREATE.{stream}"), &request.to_string()).map(drop)
     }
 
     /// Asks the `JetStream` API.
