@@ -89,7 +89,14 @@ pub(crate) fn produced_row(stream: &mut TcpStream) -> ProducedRow {
 
 /// A batch of one record.
 pub(crate) fn batch(tp: TopicPartition, value: &[u8]) -> Vec<u8> {
+    batch_of(tp, 1, value)
+}
+
+/// A batch of so many records with the same value.
+pub(crate) fn batch_of(tp: TopicPartition, count: u32, value: &[u8]) -> Vec<u8> {
     let mut records = RecordsBuilder::with_capacity(value.len());
-    records.push(0, 0, None, Some(value), &[]).unwrap();
-    records.into_batch(&BatchFields::plain(1, 0), tp).to_vec()
+    for delta in 0..count {
+        records.push(delta, 0, None, Some(value), &[]).unwrap();
+    }
+    records.into_batch(&BatchFields::plain(count, 0), tp).to_vec()
 }
