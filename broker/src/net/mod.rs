@@ -305,9 +305,10 @@ impl Inner {
         let connection = Rc::new(Connection::new(socket, Instant::now()));
         self.connections.borrow_mut().add(&connection);
         let pass = self.gate.enter();
-        let serving = Rc::clone(self).serve(connection, greeting);
+        let net = Rc::clone(self);
         rt::spawn(async move {
-            serving.await;
+            // Made here: made outside, the task would hold it twice, and so would ten thousand idle connections.
+            net.serve(connection, greeting).await;
             drop(pass);
         });
     }

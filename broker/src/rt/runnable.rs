@@ -8,13 +8,14 @@
 //! thread just before a step may have one more, uncounted); whoever wakes a task from another thread ends the thread's sleep;
 //! a task that nobody can wake any more goes, as without the count.
 
+use pin_project_lite::pin_project;
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::os::fd::OwnedFd;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 thread_local! {
@@ -122,31 +123,44 @@ pub(super) fn counted_aside<R>(task: impl Future<Output = R>) -> impl Future<Out
     counted_in(true, task)
 }
 
-fn counted_in<R>(aside: bool, task: impl Future<Output = R>) -> impl Future<Output = R> {
+fn counted_in<F: Future>(aside: bool, task: F) -> Counted<F> {
     let counts = COUNTS.with(Arc::clone);
-    let counted = Counted(Arc::new(Task { counts, aside, state: AtomicU8::new(Task::WAITS) }));
-    counted.0.can_run(aside);
-    async move {
-        let mut task = pin!(task);
+    let count = Count(Arc::new(Task { counts, aside, state: AtomicU8::new(Task::WAITS) }));
+    count.0.can_run(aside);
+    Counted { task, count, known: Weak::new() }
+}
+
+pin_project! {
+    /// A task that is counted. An `async` block around it would hold the task twice: once as what it captured.
+    struct Counted<F> {
+        #[pin]
+        task: F,
+        count: Count,
         // Not held: it keeps the task that it wakes.
-        let mut known = Weak::new();
-        poll_fn(|cx| {
-            let waker = counted.0.waker(&known, cx.waker());
-            known = Arc::downgrade(&waker);
-            counted.0.becomes(Task::WAITS);
-            let before = ASIDE.replace(counted.0.aside);
-            let polled = task.as_mut().poll(&mut Context::from_waker(&Waker::from(waker)));
-            ASIDE.set(before);
-            polled
-        })
-        .await
+        known: Weak<Counting>,
+    }
+}
+
+impl<F: Future> Future for Counted<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let counted = self.project();
+        let count = &counted.count.0;
+        let waker = count.waker(counted.known, cx.waker());
+        *counted.known = Arc::downgrade(&waker);
+        count.becomes(Task::WAITS);
+        let before = ASIDE.replace(count.aside);
+        let polled = counted.task.poll(&mut Context::from_waker(&Waker::from(waker)));
+        ASIDE.set(before);
+        polled
     }
 }
 
 /// Counts a task until it is dropped.
-struct Counted(Arc<Task>);
+struct Count(Arc<Task>);
 
-impl Drop for Counted {
+impl Drop for Count {
     fn drop(&mut self) {
         self.0.becomes(Task::OVER);
     }
