@@ -106,37 +106,68 @@ pub fn follow(
     let tails = (0..consumers)
         .map(|_| (0..rounds).map(|_| session.tail()).collect::<Result<Vec<_>>>())
         .collect::<Result<Vec<_>>>()?;
-    let seen = std::thread::scope(|scope| {
-        let threads: Vec<_> = tails
-            .into_iter()
-            .map(|tails| {
-                scope.spawn(move || {
-                    place.take()?;
-                    let mut consumer = Consumer::new(load);
-                    tails.into_iter().try_for_each(|tail| consumer.read(tail))?;
-                    Ok(consumer)
-                })
-            })
-            .collect();
+    let each = tails.into_iter().map(|tails| {
+        move || {
+            place.take()?;
+            let mut consumer = Consumer::new(load);
+            tails.into_iter().try_for_each(|tail| consumer.read(tail, &|_| false))?;
+            Ok(consumer)
+        }
+    });
+    Ok(sum(together(each)?))
+}
+
+/// Lets so many consumers read from the begin to the end, again and again, until `enough`, which is told how many bytes of
+/// values each poll brought. Each thread calls `begin` first.
+///
+/// # Errors
+/// The first one's.
+pub fn circle(
+    session: &dyn Session,
+    consumers: u32,
+    begin: &(dyn Fn() -> Result<()> + Sync),
+    load: &Load,
+    enough: &(dyn Fn(u64) -> bool + Sync),
+) -> Result<Followed> {
+    let each = (0..consumers).map(|_| {
+        || {
+            begin()?;
+            let mut consumer = Consumer::new(load);
+            while !enough(0) {
+                consumer.read(session.tail()?, enough)?;
+            }
+            Ok(consumer)
+        }
+    });
+    Ok(sum(together(each)?))
+}
+
+/// Runs consumers, each on a thread of its own.
+fn together<'a>(
+    consumers: impl Iterator<Item = impl FnOnce() -> Result<Consumer<'a>> + Send>,
+) -> Result<Vec<Consumer<'a>>> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = consumers.map(|consumer| scope.spawn(consumer)).collect();
         let ended = || Err(Error::Setup("a consumer's thread ended".to_owned()));
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| ended()))
-            .collect::<Result<Vec<_>>>()
-    })?;
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| ended())).collect()
+    })
+}
+
+/// What consumers saw, together.
+fn sum(seen: Vec<Consumer<'_>>) -> Followed {
+    let consumers = u32::try_from(seen.len()).unwrap_or(u32::MAX);
     let mut latencies = histogram();
-    let expected = load.records.load(Ordering::Acquire) * u64::from(rounds);
     let (mut records, mut bytes, mut missing, mut displaced) = (0, 0, 0, 0);
     for consumer in seen {
         records += consumer.records;
         bytes += consumer.bytes;
-        missing += expected.saturating_sub(consumer.records);
+        missing += consumer.missing;
         displaced += consumer.displaced;
         // Cannot fail: all have the same bounds.
         _ = latencies.add(&consumer.latencies);
     }
     let end_to_end = Summary::of(&latencies);
-    Ok(Followed { consumers, records, bytes, missing, displaced, end_to_end, latencies })
+    Followed { consumers, records, bytes, missing, displaced, end_to_end, latencies }
 }
 
 /// One consumer's accounts.
@@ -146,29 +177,39 @@ struct Consumer<'a> {
     next: HashMap<(u32, u32), u64>,
     records: u64,
     bytes: u64,
+    /// Of passes that ended because nothing came any more.
+    missing: u64,
     displaced: u64,
     latencies: Histogram<u64>,
 }
 
 impl<'a> Consumer<'a> {
     fn new(load: &'a Load) -> Self {
-        Self { load, next: HashMap::new(), records: 0, bytes: 0, displaced: 0, latencies: histogram() }
+        let (next, latencies) = (HashMap::new(), histogram());
+        Self { load, next, records: 0, bytes: 0, missing: 0, displaced: 0, latencies }
     }
 
-    /// Reads from the begin until it has what was acknowledged.
-    fn read(&mut self, mut tail: Box<dyn Tail + '_>) -> Result<()> {
+    /// Reads from the begin until it has what was acknowledged, or it is `enough`.
+    fn read(&mut self, mut tail: Box<dyn Tail + '_>, enough: &dyn Fn(u64) -> bool) -> Result<()> {
         self.next.clear();
         let before = self.records;
         let mut last = Instant::now();
         loop {
             let expected = self.load.records.load(Ordering::Acquire);
             let is_over = expected < u64::MAX;
-            if self.records - before >= expected || is_over && last.elapsed() > PATIENCE {
+            let silent = is_over && last.elapsed() > PATIENCE;
+            if silent {
+                self.missing += expected.saturating_sub(self.records - before);
+            }
+            if silent || self.records - before >= expected {
                 return Ok(());
             }
-            let before = self.records;
+            let (records, bytes) = (self.records, self.bytes);
             tail.poll(&mut |value| self.saw(value))?;
-            if self.records > before || !is_over {
+            if enough(self.bytes - bytes) {
+                return Ok(());
+            }
+            if self.records > records || !is_over {
                 last = Instant::now();
             }
         }
@@ -229,11 +270,54 @@ mod tests {
         load.is_over(3);
         let tail = Scripted((0..5).map(|sequence| value(sequence, 0)).collect());
         let mut consumer = Consumer::new(&load);
-        consumer.read(Box::new(tail)).unwrap();
+        consumer.read(Box::new(tail), &|_| false).unwrap();
         assert_eq!((consumer.records, consumer.displaced), (3, 0));
         // Another time, from the begin.
-        consumer.read(Box::new(Scripted((0..3).map(|sequence| value(sequence, 0)).collect()))).unwrap();
+        let again = Scripted((0..3).map(|sequence| value(sequence, 0)).collect());
+        consumer.read(Box::new(again), &|_| false).unwrap();
         assert_eq!((consumer.records, consumer.displaced), (6, 0));
+    }
+
+    /// A session whose tails hand over three records each.
+    struct Three;
+
+    impl Session for Three {
+        fn drive(
+            &self,
+            _plan: &crate::tally::Plan,
+            _window: &mut dyn crate::tally::Window,
+        ) -> Result<(crate::tally::Outcome, Vec<crate::check::Ledger>)> {
+            unreachable!("nothing is sent")
+        }
+
+        fn tail(&self) -> Result<Box<dyn Tail + '_>> {
+            Ok(Box::new(Scripted((0..3).map(|sequence| value(sequence, 0)).collect())))
+        }
+
+        fn moved(&mut self, _address: std::net::SocketAddr) -> Result<()> {
+            Ok(())
+        }
+
+        fn read_back(&mut self, _checker: &mut crate::check::Checker<'_>) -> Result<u64> {
+            Ok(0)
+        }
+
+        fn remove(&mut self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn who_goes_in_circles_begins_anew_and_ends_when_it_is_enough() {
+        let load = load();
+        load.is_over(3);
+        let polls = AtomicU64::new(0);
+        // Two passes, and one record of a third.
+        let enough = |bytes| {
+            bytes > 0 && polls.fetch_add(1, Ordering::Relaxed) + 1 >= 7 || polls.load(Ordering::Relaxed) >= 7
+        };
+        let seen = circle(&Three, 1, &|| Ok(()), &load, &enough).unwrap();
+        assert_eq!((seen.records, seen.missing, seen.displaced), (7, 0, 0));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use crate::chart::{Axis, Scale, Series, escaped, svg};
 use crate::measure::{Latencies, SAMPLES_BEYOND_MIN};
 use crate::peer::Peer;
-use crate::report::{KILLS, KILLS_CAPTION, Report, Spread};
+use crate::report::{CONSUMERS, CONSUMERS_CAPTION, KILLS, KILLS_CAPTION, Report, Spread};
 use crate::run::{RunResult, Second};
 use crate::workload::{Load, Workload};
 
@@ -52,10 +52,14 @@ pub fn page(report: &Report) -> String {
          ranked.</p>",
     );
     if report.is_of_kills() {
-        kills(&mut out, report);
+        table(&mut out, "Kills", KILLS_CAPTION, &KILLS, &report.kills());
     } else {
         for workload in &report.workloads {
             section(&mut out, report, workload);
+        }
+        let consumers = report.consumers();
+        if !consumers.is_empty() {
+            table(&mut out, "Consumers", CONSUMERS_CAPTION, &CONSUMERS, &consumers);
         }
         rates(&mut out, report);
     }
@@ -69,15 +73,15 @@ fn head(report: &Report) -> Vec<String> {
     [report.machine.lines(), report.limits.lines()].concat().into_iter().chain(report.ceiling()).collect()
 }
 
-fn kills(out: &mut String, report: &Report) {
-    _ = write!(out, "<h2>Kills</h2><p>{KILLS_CAPTION}</p><table><tr>");
-    for title in KILLS {
+fn table(out: &mut String, heading: &str, caption: &str, titles: &[&str], rows: &[Vec<String>]) {
+    _ = write!(out, "<h2>{heading}</h2><p>{caption}</p><table><tr>");
+    for title in titles {
         _ = write!(out, "<th>{title}</th>");
     }
-    for row in report.kills() {
+    for row in rows {
         out.push_str("</tr><tr>");
         for cell in row {
-            _ = write!(out, "<td>{}</td>", escaped(&cell));
+            _ = write!(out, "<td>{}</td>", escaped(cell));
         }
     }
     out.push_str("</tr></table>");

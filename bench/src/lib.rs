@@ -17,6 +17,7 @@ pub mod engine;
 pub mod error;
 pub mod follow;
 pub mod groups;
+pub mod history;
 pub mod hlog;
 pub mod html;
 pub mod limits;

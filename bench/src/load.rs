@@ -1,10 +1,11 @@
-//! The part of a run that is under load: the generator, the consumers that follow it, the kill if there is one, and what the
-//! machine did between the edges of the measured window.
+//! The part of a run that is under load: the generator, the consumers that follow it and those that lag behind, the kill if
+//! there is one, and what the machine did between the edges of the measured window.
 //!
 //! Called by `run`. Invariant: the generator has a thread of its own, pinned and scheduled as the place says; consumers share
 //! its processor, so that the broker has the other one to itself.
 
 use std::sync::mpsc;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -13,6 +14,7 @@ use crate::audit::{Audit, Snapshot, Watch};
 use crate::check::Ledger;
 use crate::error::{Doing, Error, Result};
 use crate::follow::{self, Followed};
+use crate::history::{History, Meter};
 use crate::peer::Session;
 use crate::pin;
 use crate::run::Place;
@@ -33,9 +35,11 @@ pub struct Loaded {
     pub ledgers: Vec<Ledger>,
     /// What the consumers saw that followed.
     pub followed: Option<Followed>,
+    /// What those saw that lagged behind, and how fast they were.
+    pub lagged: Option<(Followed, Meter)>,
 }
 
-/// Drives a session's load, and lets its consumers follow until they have everything.
+/// Drives a session's load, and lets its consumers follow until they have everything, beside those that lag behind.
 ///
 /// # Errors
 /// [`Error`] if it could not be driven.
@@ -45,6 +49,7 @@ pub fn load(
     place: &Place,
     session: &dyn Session,
     watch: &Watch,
+    history: Option<&History<'_>>,
 ) -> Result<Loaded> {
     let plan = Plan {
         load: workload.load,
@@ -60,8 +65,12 @@ pub fn load(
     // Consumers would end with a broker that is killed.
     let following = if plan.may_go { 0 } else { workload.readers.following };
     let (begun, begins) = mpsc::channel();
-    let mut edges = Edges { watch, shared, begin: None, end: None, began: None, begun };
-    std::thread::scope(|scope| {
+    let meter = Meter::default();
+    let mut edges = Edges { watch, shared, meter: &meter, begin: None, end: None, began: None, begun };
+    let (loaded, lagged) = std::thread::scope(|scope| {
+        let (lagging, meter) = (workload.readers.lagging, &meter);
+        let lagging =
+            history.map(|history| scope.spawn(move || history.read_beside(lagging, place.generator, meter)));
         let generator = scope.spawn(move || {
             place.generator.take()?;
             pin::sharp_timers()?;
@@ -79,14 +88,20 @@ pub fn load(
         }
         let ended = || Err(Error::Setup("the generator's thread ended".to_owned()));
         let driven = generator.join().unwrap_or_else(|_| ended());
+        meter.stop();
         let ledgers = driven.as_ref().map(|(.., ledgers)| &ledgers[..]).unwrap_or_default();
         shared.is_over(ledgers.iter().map(Ledger::records_acknowledged).sum());
-        let followed = consumers.map(|consumers| {
-            consumers.join().unwrap_or_else(|_| Err(Error::Setup("the consumers' thread ended".to_owned())))
-        });
+        let followed = consumers.map(joined).transpose();
+        let lagged = lagging.map(joined).transpose();
         let (outcome, audit, ledgers) = driven?;
-        Ok(Loaded { outcome, audit, ledgers, followed: followed.transpose()? })
-    })
+        Ok((Loaded { outcome, audit, ledgers, followed: followed?, lagged: None }, lagged?))
+    })?;
+    Ok(Loaded { lagged: lagged.map(|lagged| (lagged, meter)), ..loaded })
+}
+
+/// What consumers' thread gave.
+fn joined<T>(consumers: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    consumers.join().unwrap_or_else(|_| Err(Error::Setup("the consumers' thread ended".to_owned())))
 }
 
 /// Everything was read from the begin.
@@ -142,6 +157,7 @@ fn kill(pid: u32, later: Duration) -> Result<()> {
 struct Edges<'a> {
     watch: &'a Watch,
     shared: &'a follow::Load,
+    meter: &'a Meter,
     begin: Option<Result<Snapshot>>,
     began: Option<Instant>,
     end: Option<(Result<Snapshot>, Duration)>,
@@ -157,6 +173,7 @@ impl Window for Edges<'_> {
         let now = Instant::now();
         self.began = Some(now);
         self.begin = Some(self.watch.snapshot());
+        self.meter.begins();
         // Only a run whose broker is killed listens.
         _ = self.begun.send(now);
     }
@@ -164,6 +181,7 @@ impl Window for Edges<'_> {
     fn ends(&mut self) {
         let took = self.began.map_or(Duration::ZERO, |began| began.elapsed());
         self.end = Some((self.watch.snapshot(), took));
+        self.meter.ends();
     }
 }
 

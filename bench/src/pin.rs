@@ -13,6 +13,9 @@ use crate::error::{Doing, Error, Result};
 /// Priority for both sides, of 1 to 99.
 const PRIORITY: &str = "20";
 
+/// Of threads that give way: the most is 19, ordinary ones have 0.
+const NICE: i32 = 15;
+
 /// Where and how urgently a thread runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThreadPlace {
@@ -44,6 +47,15 @@ pub fn pin(cpu: usize) -> Result<()> {
     }
     cpus.set(cpu);
     sched_setaffinity(None, &cpus).doing(|| format!("pinning to processor {cpu}"))
+}
+
+/// Lets the calling thread run after all that have not done so, where those want the processor.
+///
+/// # Errors
+/// [`Error::System`].
+pub fn give_way() -> Result<()> {
+    // Of a thread: priorities are not a process's on Linux.
+    rustix::process::setpriority_process(None, NICE).doing(|| "lowering a thread's priority".to_owned())
 }
 
 /// Lets the calling thread's timers fire when they are due, and not some 50 microseconds later.

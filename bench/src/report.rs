@@ -137,14 +137,10 @@ impl Report {
             text.push_str(&table(&FIGURES, &self.rows(|workload, runs| self.figures(workload, runs))));
             _ = writeln!(text, "\nAudit: what the device and the processors did meanwhile.\n");
             text.push_str(&table(&AUDIT, &self.rows(Self::audit)));
-            let readers: Vec<_> =
-                self.rows(Self::readers).into_iter().filter(|row| !row.is_empty()).collect();
-            if !readers.is_empty() {
-                _ = writeln!(
-                    text,
-                    "\nConsumers: end to end is from a record's intended time to its consumer.\n"
-                );
-                text.push_str(&table(&READERS, &readers));
+            let consumers = self.consumers();
+            if !consumers.is_empty() {
+                _ = writeln!(text, "\nConsumers: {CONSUMERS_CAPTION}\n");
+                text.push_str(&table(&CONSUMERS, &consumers));
             }
         }
         text.push('\n');
@@ -332,14 +328,24 @@ pub const KILLS: [&str; 11] = [
     "ready again, s",
 ];
 
+/// What is to be known of consumers.
+pub const CONSUMERS_CAPTION: &str = "End to end is from a record's intended time to its consumer, in microseconds. Lagging ones \
+    read another topic beside the load.";
+
 /// What is to be known of a kill.
 pub const KILLS_CAPTION: &str = "Each broker was killed (SIGKILL) under load, started again on what it left, and every record \
     read. A kill leaves what the kernel holds: it takes a power cut to lose what was never flushed.";
 
 impl Report {
-    /// A row of [`READERS`]; empty for a workload without consumers.
+    /// Rows of [`CONSUMERS`], of the workloads that have some.
+    #[must_use]
+    pub fn consumers(&self) -> Vec<Vec<String>> {
+        self.rows(Self::readers).into_iter().filter(|row| !row.is_empty()).collect()
+    }
+
+    /// A row of [`CONSUMERS`]; empty for a workload without consumers.
     fn readers(workload: &Workload, runs: &[&RunResult]) -> Vec<String> {
-        if runs.iter().all(|run| run.followed.is_none() && run.drained.is_none()) {
+        if runs.iter().all(|run| run.followed.is_none() && run.drained.is_none() && run.lagged.is_none()) {
             return Vec::new();
         }
         #[expect(clippy::cast_precision_loss, reason = "for a table")]
@@ -376,6 +382,12 @@ impl Report {
                 3,
             ),
             each(&|run| run.drained.as_ref()?.audit.device.map(|device| float(device.bytes_read) / 1e6), 0),
+            readers.lagging.to_string(),
+            each(&|run| Some(float(run.lagged.as_ref()?.bytes) / 1e6 / run.audit.seconds), 0),
+            each(
+                &|run| run.lagged.as_ref().and(run.audit.device).map(|device| float(device.bytes_read) / 1e6),
+                0,
+            ),
         ]
     }
 }
@@ -417,7 +429,8 @@ const AUDIT: [&str; 13] = [
     "read back MB/s",
 ];
 
-const READERS: [&str; 12] = [
+/// Titles of [`Report::consumers`].
+pub const CONSUMERS: [&str; 15] = [
     "workload",
     "peer",
     "class",
@@ -427,9 +440,12 @@ const READERS: [&str; 12] = [
     "p99",
     "p99.9 (merged)",
     "draining",
-    "MB/s together",
+    "drained MB/s",
     "broker us/KiB",
     "device read MB",
+    "lagging",
+    "they read MB/s",
+    "device read MB meanwhile",
 ];
 
 /// A Markdown table, aligned for the terminal.

@@ -1,11 +1,12 @@
-//! A run: a broker on an empty directory, a topic, the load, everything read back and checked, the broker gone; the
+//! A run: a broker on an empty directory, a topic (and another for those who lag behind), the load, everything read back and
+//! checked, the broker gone; the
 //! device and loopback measured in the same minute.
 //!
 //! Called by `main` for each repeat of each workload. Invariant: a result says whether it may be believed
 //! ([`RunResult::marks`]), and is never left out because of what it says.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -17,11 +18,12 @@ use crate::canary::Canary;
 use crate::check::{Checker, Verdict};
 use crate::error::{Doing, Error, Result};
 use crate::follow::Followed;
+use crate::history::{History, Lagged};
 use crate::limits::{Device, Fio, WriteFlush};
 use crate::load::{self, Drained, Loaded};
 use crate::measure::{Latencies, Percentile, Summary};
 use crate::payload::{Template, Values};
-use crate::peer::{Peer, Run};
+use crate::peer::{Peer, Run, Session};
 use crate::pin::ThreadPlace;
 use crate::schedule::Random;
 use crate::tally::{Interval, Outcome};
@@ -161,6 +163,8 @@ pub struct RunResult {
     pub followed: Option<Followed>,
     /// What the consumers saw that read everything afterwards.
     pub drained: Option<Drained>,
+    /// What the consumers read that lagged behind, beside the load.
+    pub lagged: Option<Lagged>,
     /// Requests due and unanswered at the window's begin and end.
     pub backlog: (u64, u64),
     /// What the machine did.
@@ -197,72 +201,16 @@ pub struct RunResult {
 /// # Errors
 /// [`Error`] if it could not be run; a run that does not add up is a result with marks.
 pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) -> Result<RunResult> {
-    let peer = subject.peer();
-    let class = peer.class(workload.topic.durability)?;
+    let class = subject.peer().class(workload.topic.durability)?;
     let device_4k = measure_device(place, crate::limits::BLOCK_BYTES, DEVICE_TIME)?;
     let before = alarm(place, device_4k.as_ref())?;
-    let (mut broker, address, pid) = match subject {
-        Subject::Start(start) => {
-            let broker = Broker::start(start)?;
-            let (address, pid) = (broker.address(), broker.pid());
-            (Some(broker), address, Some(pid))
-        }
-        Subject::Running(address, pid) => (None, *address, *pid),
-    };
+    let mut server = Server::of(subject)?;
     std::thread::sleep(workload.time.settle());
-    let values = Values::new(&workload.records, workload.seed)?;
-    let templates =
-        values.requests().iter().map(|values| Template::new(values)).collect::<Result<Vec<_>>>()?;
-    let number = run_number(workload.seed, repeat);
-    let folder = broker.as_ref().map(|broker| broker.folder().to_owned());
-    let (folder, driver) = (folder.as_deref(), place.driver);
-    let run = Run { address, folder, number, workload, values: &values, templates: &templates, driver };
-    let mut session = peer.open(run)?;
-    let watch = Watch { device_stat: place.device_stat.clone(), broker: pid };
-    let Loaded { mut outcome, audit, ledgers, followed } =
-        load::load(workload, number, place, &*session, &watch)?;
-    let mut killed = None;
-    if let (Some(at), Subject::Start(start)) = (place.kill_at, subject)
-        && let Some(dead) = broker.take()
-    {
-        let again = dead.start_again(start)?;
-        let ready_after_s = again.start_took().as_secs_f64();
-        let unanswered = std::mem::take(&mut outcome.unanswered);
-        killed = Some(Killed { at_s: at.as_secs_f64(), unanswered, ready_after_s });
-        session.moved(again.address())?;
-        broker = Some(again);
-    }
-    let mut drained = None;
-    if workload.readers.draining > 0 {
-        if let (true, Subject::Start(start)) = (workload.readers.cold, subject)
-            && let Some(warm) = broker.take()
-        {
-            let cold = warm.restart(start)?;
-            drop_page_cache()?;
-            session.moved(cold.address())?;
-            broker = Some(cold);
-        }
-        let watch = Watch { broker: broker.as_ref().map(Broker::pid).or(pid), ..watch };
-        drained = Some(load::drain(workload, number, &ledgers, place, &*session, &watch)?);
-    }
-    let began = Instant::now();
-    let mut checker = Checker::new(number, &ledgers);
-    let bytes = session.read_back(&mut checker)?;
-    let read_back_mb_per_second = mega(bytes) / began.elapsed().as_secs_f64();
-    let sent = values.bytes_of(outcome.answered);
-    let mut result = summarise(workload, repeat, (peer, class), outcome, audit, checker.finish(), sent);
-    result.read_back_mb_per_second = read_back_mb_per_second;
-    result.killed = killed;
-    result.followed = followed;
-    result.drained = drained;
-    if broker.is_none() {
-        session.remove()?;
-    }
-    drop(session);
-    if let Some(broker) = broker {
+    let mut result = on(&mut server, workload, repeat, class, place)?;
+    if let Some(broker) = server.broker {
         result.broker_command = Some(broker.command().to_owned());
         result.broker_config = broker.config();
-        result.broker_start_s = Some(broker.start_took().as_secs_f64());
+        result.broker_start_s = server.start_took.map(|took| took.as_secs_f64());
         broker.stop()?;
     }
     result.device_4k = device_4k;
@@ -278,6 +226,128 @@ pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) 
     result.others_share = result.audit.others_cpu_s / (result.audit.seconds * processors);
     result.marks.extend(marks(&result));
     Ok(result)
+}
+
+/// Fills the history if there is one, drives the load, kills what is to be killed, and reads everything back.
+fn on(
+    server: &mut Server<'_>,
+    workload: &Workload,
+    repeat: u32,
+    class: &'static str,
+    place: &Place,
+) -> Result<RunResult> {
+    let peer = server.subject.peer();
+    let contents = Contents::new(workload.clone())?;
+    // Lagging consumers would end with a broker that is killed.
+    let filling = workload.history().filter(|_| place.kill_at.is_none());
+    let filling = filling.map(Contents::new).transpose()?;
+    let number = run_number(workload.seed, repeat);
+    let folder = server.broker.as_ref().map(|broker| broker.folder().to_owned());
+    let whom = |server: &Server<'_>| Whom {
+        address: server.address,
+        folder: folder.as_deref(),
+        driver: place.driver,
+    };
+    let mut history = None;
+    if let Some(filling) = &filling {
+        let number = number.wrapping_add(1);
+        let session = peer.open(filling.run(number, whom(server)))?;
+        let filled = history.insert(History::fill(session, number, &filling.workload, place.generator)?);
+        server.chill(filled.session())?;
+        std::thread::sleep(workload.time.settle());
+    }
+    let mut session = peer.open(contents.run(number, whom(server)))?;
+    let watch = server.watched(place);
+    let Loaded { mut outcome, audit, ledgers, followed, lagged } =
+        load::load(workload, number, place, &*session, &watch, history.as_ref())?;
+    let killed = match place.kill_at {
+        Some(at) => server.revive(&mut *session)?.map(|ready_after_s| {
+            let unanswered = std::mem::take(&mut outcome.unanswered);
+            Killed { at_s: at.as_secs_f64(), unanswered, ready_after_s }
+        }),
+        None => None,
+    };
+    let mut drained = None;
+    if workload.readers.draining > 0 {
+        if workload.readers.cold {
+            server.chill(&mut *session)?;
+        }
+        let watch = server.watched(place);
+        drained = Some(load::drain(workload, number, &ledgers, place, &*session, &watch)?);
+    }
+    let began = Instant::now();
+    let mut checker = Checker::new(number, &ledgers);
+    let bytes = session.read_back(&mut checker)?;
+    let read_back_mb_per_second = mega(bytes) / began.elapsed().as_secs_f64();
+    let lagged = match (&mut history, lagged) {
+        (Some(history), Some((seen, meter))) => Some(history.check(&seen, &meter)?),
+        _ => None,
+    };
+    if server.broker.is_none() {
+        session.remove()?;
+    }
+    let sent = contents.values.bytes_of(outcome.answered);
+    let result = summarise(workload, repeat, (peer, class), outcome, audit, checker.finish(), sent);
+    Ok(RunResult { killed, followed, drained, lagged, read_back_mb_per_second, ..result })
+}
+
+/// Who is measured, started here or not.
+struct Server<'a> {
+    subject: &'a Subject,
+    broker: Option<Broker>,
+    address: SocketAddr,
+    pid: Option<u32>,
+    /// Until it was ready the first time.
+    start_took: Option<Duration>,
+}
+
+impl<'a> Server<'a> {
+    fn of(subject: &'a Subject) -> Result<Self> {
+        Ok(match subject {
+            Subject::Start(start) => {
+                let broker = Broker::start(start)?;
+                let (address, pid) = (broker.address(), Some(broker.pid()));
+                let start_took = Some(broker.start_took());
+                Self { subject, broker: Some(broker), address, pid, start_took }
+            }
+            Subject::Running(address, pid) => {
+                Self { subject, broker: None, address: *address, pid: *pid, start_took: None }
+            }
+        })
+    }
+
+    fn watched(&self, place: &Place) -> Watch {
+        Watch { device_stat: place.device_stat.clone(), broker: self.pid }
+    }
+
+    /// Stops it and starts it again, with nothing of its files in the system's page cache.
+    fn chill(&mut self, session: &mut dyn Session) -> Result<()> {
+        let (Some(warm), Subject::Start(start)) = (self.broker.take(), self.subject) else {
+            let cold = "cold or lagging readers need a broker that is started here: leave --bootstrap out";
+            return Err(Error::Setup(cold.to_owned()));
+        };
+        let cold = warm.restart(start)?;
+        // Corelog reads past it.
+        if self.subject.peer() != Peer::Corelog {
+            drop_page_cache()?;
+        }
+        self.is_now(cold, session)
+    }
+
+    /// Starts it again, if it was started here, after it was killed; how long that took, in seconds.
+    fn revive(&mut self, session: &mut dyn Session) -> Result<Option<f64>> {
+        let (Some(dead), Subject::Start(start)) = (self.broker.take(), self.subject) else { return Ok(None) };
+        let again = dead.start_again(start)?;
+        let ready_after_s = again.start_took().as_secs_f64();
+        self.is_now(again, session)?;
+        Ok(Some(ready_after_s))
+    }
+
+    fn is_now(&mut self, broker: Broker, session: &mut dyn Session) -> Result<()> {
+        (self.address, self.pid) = (broker.address(), Some(broker.pid()));
+        self.broker = Some(broker);
+        session.moved(self.address)
+    }
 }
 
 fn summarise(
@@ -318,6 +388,7 @@ fn summarise(
         killed: None,
         followed: None,
         drained: None,
+        lagged: None,
         backlog: outcome.backlog,
         acks_per_flush: acks_per_flush.map(|device| float(outcome.answered) / float(device.flushes)),
         write_amplification: written.map(|written| float(written) / float(values)),
@@ -347,11 +418,16 @@ impl RunResult {
         let may_lose = self.killed.is_some() && self.class != Durability::Disk.class();
         let Verdict { lost, duplicated, disordered, misplaced, foreign, .. } = &self.verdict;
         let whole = duplicated + disordered + misplaced + foreign == 0;
-        whole && (*lost == 0 || may_lose) && self.unanswered == 0 && self.consumers().all(Followed::is_whole)
+        whole
+            && (*lost == 0 || may_lose)
+            && self.unanswered == 0
+            && self.lagged.iter().all(Lagged::is_whole)
+            && self.consumers().all(Followed::is_whole)
     }
 
     fn consumers(&self) -> impl Iterator<Item = &Followed> {
-        self.followed.iter().chain(self.drained.iter().map(|drained| &drained.followed))
+        let drained = self.drained.iter().map(|drained| &drained.followed);
+        self.followed.iter().chain(drained)
     }
 
     /// Whether others took so much of the machine that the run should be repeated.
@@ -394,6 +470,13 @@ fn marks(result: &RunResult) -> Vec<String> {
             "INVALID: {consumers} consumers missed {missing} records, {displaced} were displaced"
         ));
     }
+    if let Some(lagged) = result.lagged.as_ref().filter(|lagged| !lagged.is_whole()) {
+        let Lagged { consumers, missing, displaced, verdict, .. } = lagged;
+        marks.push(format!(
+            "INVALID: {consumers} lagging consumers missed {missing} records, {displaced} were displaced; {}",
+            verdict.line()
+        ));
+    }
     if result.unanswered > 0 {
         marks.push(format!("INVALID: {} requests were never answered", result.unanswered));
     }
@@ -401,7 +484,8 @@ fn marks(result: &RunResult) -> Vec<String> {
         marks.push(format!("{} requests were refused, the first: {reason}", result.refused));
     }
     let Audit { seconds, generator_cpu_s, .. } = result.audit;
-    if generator_cpu_s > GENERATOR_BUSY * seconds {
+    // Those who lag behind give way to the generator.
+    if result.lagged.is_none() && generator_cpu_s > GENERATOR_BUSY * seconds {
         marks.push("generator-limited: its processor was busy all the time".to_owned());
     }
     if result.is_overloaded() {
@@ -421,6 +505,35 @@ fn marks(result: &RunResult) -> Vec<String> {
 fn alarm(place: &Place, flush: Option<&WriteFlush>) -> Result<Option<String>> {
     let Some(quiet) = &place.quiet else { return Ok(None) };
     Ok(Canary::sing(place.generator, flush)?.alarm(quiet))
+}
+
+/// A load and what it sends: a [`Run`] borrows it.
+struct Contents {
+    workload: Workload,
+    values: Values,
+    templates: Vec<Template>,
+}
+
+/// Whom a load is sent to, and by what.
+#[derive(Clone, Copy)]
+struct Whom<'a> {
+    address: SocketAddr,
+    folder: Option<&'a Path>,
+    driver: Driver,
+}
+
+impl Contents {
+    fn new(workload: Workload) -> Result<Self> {
+        let values = Values::new(&workload.records, workload.seed)?;
+        let templates =
+            values.requests().iter().map(|values| Template::new(values)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { workload, values, templates })
+    }
+
+    fn run<'a>(&'a self, number: u64, Whom { address, folder, driver }: Whom<'a>) -> Run<'a> {
+        let Self { workload, values, templates } = self;
+        Run { address, folder, number, workload, values, templates, driver }
+    }
 }
 
 /// Lets the system forget what it has of files, so that what is read next comes from the device.

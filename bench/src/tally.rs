@@ -22,7 +22,7 @@ pub struct Plan {
     pub warm_up: Duration,
     /// Counted.
     pub measured: Duration,
-    /// How long the last answers may take.
+    /// How long the next of the last answers may take.
     pub drain: Duration,
     /// Whether the load may end before its time because the peer is gone: it was killed.
     pub may_go: bool,
@@ -46,6 +46,9 @@ impl Interval {
         Self { from, length, response: histogram() }
     }
 }
+
+/// How much longer than for the next answer the generator waits for all of them.
+const DRAINS_MAX: u32 = 10;
 
 /// Memory for intervals is taken before the load: a run has this many at most, of a second each if it is short enough.
 const INTERVALS_MAX: u32 = 300;
@@ -91,6 +94,7 @@ pub struct Tally {
     intervals: Vec<Interval>,
     sent: u64,
     answered_all: u64,
+    last_answer: Duration,
     answered: u64,
     refused: u64,
     refusal: Option<String>,
@@ -120,6 +124,7 @@ impl Tally {
             intervals: intervals.map(|from| Interval::new(from, length)).collect(),
             sent: 0,
             answered_all: 0,
+            last_answer: Duration::ZERO,
             answered: 0,
             refused: 0,
             refusal: None,
@@ -134,10 +139,12 @@ impl Tally {
         self.plan.warm_up + self.plan.measured
     }
 
-    /// When the last answer may come.
+    /// When nothing is to be hoped for any more: that long after the last request and the last answer. What came too fast is
+    /// waited for as long as answers come, for [`DRAINS_MAX`] times that; the slowest are not to be left out of the figures.
     #[must_use]
     pub fn wait_until(&self) -> Duration {
-        self.send_until() + self.plan.drain
+        let longest = self.send_until() + self.plan.drain * DRAINS_MAX;
+        longest.min(self.send_until().max(self.last_answer) + self.plan.drain)
     }
 
     /// When [`Tally::pass_edges`] has something to notice next.
@@ -185,6 +192,7 @@ impl Tally {
         refused: Option<&str>,
     ) {
         self.answered_all += 1;
+        self.last_answer = answered;
         if let Some(refusal) = refused {
             self.refused += 1;
             self.refusal.get_or_insert_with(|| refusal.to_owned());
@@ -218,5 +226,31 @@ impl Tally {
             unanswered: self.sent - self.answered_all,
             backlog: self.backlog,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::Arrival;
+    use crate::workload::{Acks, Load};
+
+    #[test]
+    fn whoever_still_answers_is_waited_for_but_not_for_ever() {
+        let plan = Plan {
+            load: Load::Open { connections: 1, rate: 2.0, arrival: Arrival::Constant, acks: Acks::All },
+            seed: 0,
+            warm_up: Duration::ZERO,
+            measured: Duration::from_secs(1),
+            drain: Duration::from_secs(4),
+            may_go: false,
+        };
+        let mut tally = Tally::new(&plan);
+        let mut until = |last_answer: u64| {
+            tally.sent();
+            tally.answered(Duration::ZERO, Duration::ZERO, Duration::from_secs(last_answer), None);
+            tally.wait_until().as_secs()
+        };
+        assert_eq!([0, 1, 5, 30, 39].map(&mut until), [5, 5, 9, 34, 41]);
     }
 }

@@ -38,7 +38,7 @@ pub struct Workload {
 }
 
 /// Consumers. Whether or not there are any, all is read back and checked at the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Readers {
     /// So many follow the load: each has every record, and is timed from the record's intended time.
@@ -49,11 +49,35 @@ pub struct Readers {
     pub rounds: u32,
     /// The broker is stopped and started before they do, and the system's page cache dropped.
     pub cold: bool,
+    /// So many read another topic beside the load, from the begin to the end and again, as fast as they can. Before, it was
+    /// filled, the broker stopped and started, and the page cache dropped.
+    pub lagging: u32,
+    /// For how long that topic is filled, in seconds.
+    pub history_s: f64,
+}
+
+impl Workload {
+    /// The load that fills the topic of those who lag behind in this one, if any do.
+    #[must_use]
+    pub fn history(&self) -> Option<Self> {
+        let topic = Topic { skew: 0.0, config: BTreeMap::new(), ..self.topic.clone() };
+        let records = RecordShape {
+            bytes: Some(1024),
+            mixed: Vec::new(),
+            file: None,
+            per_request: 1000,
+            ..self.records.clone()
+        };
+        let load = Load::Closed { connections: 4, in_flight: 1, acks: Acks::All };
+        let time = Times { measured_s: self.readers.history_s, ..self.time };
+        let filling = Self { topic, records, load, readers: Readers::default(), time, ..self.clone() };
+        (self.readers.lagging > 0).then_some(filling)
+    }
 }
 
 impl Default for Readers {
     fn default() -> Self {
-        Self { following: 0, draining: 0, rounds: 1, cold: false }
+        Self { following: 0, draining: 0, rounds: 1, cold: false, lagging: 0, history_s: 4.0 }
     }
 }
 
@@ -342,11 +366,15 @@ impl Workload {
             }
             Load::Open { .. } | Load::Closed { .. } => {}
         }
-        if self.readers.following.max(self.readers.draining) > READERS_MAX {
+        let Readers { following, draining, lagging, history_s, .. } = self.readers;
+        if following.max(draining).max(lagging) > READERS_MAX {
             return fail(format!("there may be {READERS_MAX} readers of a kind"));
         }
         if self.readers.rounds == 0 {
             return fail("readers.rounds must be 1 or more".to_owned());
+        }
+        if !(0.1..=3_600.0).contains(&history_s) {
+            return fail(format!("readers.history_s must be 0.1 to 3600, not {history_s}"));
         }
         if self.readers.cold && self.readers.draining == 0 {
             return fail("readers.cold is said of readers.draining, of which there are none".to_owned());
@@ -412,6 +440,8 @@ mod tests {
             ("[topic]", "[readers]\ncold = true\n[topic]"),
             ("[topic]", "[readers]\nfollowing = 1001\n[topic]"),
             ("[topic]", "[readers]\nrounds = 0\n[topic]"),
+            ("[topic]", "[readers]\nlagging = 1001\n[topic]"),
+            ("[topic]", "[readers]\nhistory_s = 0.0\n[topic]"),
         ] {
             assert!(OPEN.contains(from));
             assert!(Workload::parse(&OPEN.replace(from, to)).is_err(), "{to}");

@@ -66,6 +66,20 @@ fn consumers_that_follow_and_drain_have_every_record_once_and_in_order() {
 }
 
 #[test]
+fn consumers_that_lag_behind_read_what_is_there_beside_the_load() {
+    let load = "[load]\nmode = \"open\"\nconnections = 2\nrate = 200.0\n";
+    let readers = "[readers]\nfollowing = 1\nlagging = 2\nhistory_s = 0.3\n";
+    let result = run(&format!("{LOAD}{load}{readers}"), None);
+    assert!(result.is_valid(), "{:?}", result.marks);
+    assert_eq!(result.followed.unwrap().records, result.verdict.acknowledged);
+    let lagged = result.lagged.unwrap();
+    assert!(lagged.is_whole() && lagged.consumers == 2, "{lagged:?}");
+    // All of the history was read back, and some of it beside the load, from the device.
+    assert_eq!(lagged.verdict.read, lagged.history_records);
+    assert!(lagged.history_records > 1000 && lagged.bytes > 1_000_000, "{lagged:?}");
+}
+
+#[test]
 fn a_killed_broker_has_what_it_acknowledged() {
     let load = "[load]\nmode = \"closed\"\nconnections = 4\nin_flight = 4\n";
     let result = run(&format!("{LOAD}{load}"), Some(Duration::from_millis(500)));

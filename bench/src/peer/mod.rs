@@ -26,7 +26,7 @@ use crate::error::{Doing, Error, Result};
 use crate::follow::Tail;
 use crate::payload::{Template, Values};
 use crate::tally::{Outcome, Plan, Window};
-use crate::workload::{Codec, Durability, Workload};
+use crate::workload::{Codec, Durability, Readers, Workload};
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ValueEnum)]
@@ -127,10 +127,13 @@ impl Peer {
     /// Whether it can do what a workload asks for; where it cannot, others take their turns without it.
     #[must_use]
     pub fn takes(self, workload: &Workload) -> bool {
-        let readers = workload.readers.following + workload.readers.draining > 0;
+        let Readers { following, draining, lagging, .. } = workload.readers;
+        let readers = following + draining + lagging > 0;
+        // It has all of it in memory, and so nothing that is cold.
+        let lags = lagging == 0 || !matches!(self, Self::RedisAlways | Self::RedisEverysec);
         let reads = !matches!(self, Self::Strawman | Self::Nats);
         let compresses = self == Self::Corelog || workload.records.codec == Codec::None;
-        (reads || !readers) && compresses && self.class(workload.topic.durability).is_ok()
+        (reads || !readers) && lags && compresses && self.class(workload.topic.durability).is_ok()
     }
 
     /// The program, if it is not named: Corelog's is beside this one, the strawman is in it, others are installed.
