@@ -1,12 +1,14 @@
 //! Cold reads: records that left memory, from segment files.
 //!
-//! Called by the room's `perform`; runs in its own queue with few shares, a few reads at a time. What is read is sent
-//! from the read buffer without a copy and never enters the tail: a backfill must not hurt those who read the end.
+//! Called by the room's `perform`; runs in its own queue with few shares, a few reads at a time. While there are commits it is one
+//! short read: a commit waits on the device for what is before it (`docs/decisions/0019-reads-beside-commits.md`). What is read
+//! is sent from the read buffer without a copy and never enters the tail: a backfill must not hurt those who read the end.
 //! Where a read ended is remembered, and the last chunk of a few segments with it, so that a reader who goes on does
 //! neither look up nor read twice. Memory: what is on its way to readers is counted, and beyond a limit reads shrink
 //! to about a batch each.
 
 use super::error::DiskError;
+use super::file::File;
 use super::meters::Meters;
 use super::segments::{Hold, Recent, Segments};
 use crate::net::PayloadSlice;
@@ -22,9 +24,14 @@ use glommio::sync::Semaphore;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// Reads from files at once, per shard.
 const READS_MAX: u64 = 4;
+/// How long after a commit another one is expected.
+const COMMITS_FOR: Duration = Duration::from_secs(1);
+/// Bytes of one read beside commits.
+const PIECE_BYTES: u64 = 128 * KIB;
 /// Least and most bytes of one read, unless a single batch needs more.
 const CHUNK_BYTES_MIN: u64 = 64 * KIB;
 const CHUNK_BYTES_MAX: u64 = MIB;
@@ -56,31 +63,43 @@ pub(super) struct Cold {
     hints: RefCell<Hints>,
     chunks: RefCell<Recent<Rc<Chunk>>>,
     held: Rc<Cell<u64>>,
+    last_commit: Cell<Option<Instant>>,
 }
 
 /// A part of a file in memory.
 #[derive(Debug)]
 struct Chunk {
     start: u64,
-    bytes: ReadResult,
+    bytes: Content,
     held: Rc<Cell<u64>>,
+}
+
+/// What was read.
+#[derive(Debug)]
+enum Content {
+    Whole(ReadResult),
+    /// A batch that is longer than a piece, put together.
+    Pieces(Vec<u8>),
 }
 
 impl AsRef<[u8]> for Chunk {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        match &self.bytes {
+            Content::Whole(bytes) => bytes,
+            Content::Pieces(bytes) => bytes,
+        }
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        self.held.set(self.held.get() - self.bytes.len() as u64);
+        self.held.set(self.held.get() - self.as_ref().len() as u64);
     }
 }
 
 impl Chunk {
     fn covers(&self, from: u64, bytes: u64) -> bool {
-        self.start <= from && from + bytes <= self.start + self.bytes.len() as u64
+        self.start <= from && from + bytes <= self.start + self.as_ref().len() as u64
     }
 }
 
@@ -93,7 +112,40 @@ impl Cold {
             hints: RefCell::default(),
             chunks: RefCell::new(Recent::new(CHUNKS_MAX)),
             held: Rc::default(),
+            last_commit: Cell::default(),
         }
+    }
+
+    /// There is a commit: reads keep out of the way of the next ones.
+    pub(super) fn commit_at(&self, now: Instant) {
+        self.last_commit.set(Some(now));
+    }
+
+    fn are_there_commits(&self) -> bool {
+        self.last_commit.get().is_some_and(|at| at.elapsed() < COMMITS_FOR)
+    }
+
+    /// Reads a part of a file.
+    async fn content(&self, file: &File, start: u64, bytes: u64) -> Result<Content, ColdError> {
+        let length = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        // The semaphore is never closed, so it always gives.
+        if !self.are_there_commits() {
+            let _permit = self.reads.acquire_static_permit(1).await.ok();
+            return Ok(Content::Whole(file.read(start, length(bytes)).await?));
+        }
+        let mut pieces = Vec::new();
+        let mut at = start;
+        while at < start + bytes {
+            let _permit = self.reads.acquire_static_permit(READS_MAX).await.ok();
+            let piece = file.read(at, length(PIECE_BYTES.min(start + bytes - at))).await?;
+            if piece.len() as u64 == bytes {
+                return Ok(Content::Whole(piece));
+            }
+            pieces.reserve_exact(length(bytes) - pieces.len());
+            pieces.extend_from_slice(&piece);
+            at += PIECE_BYTES;
+        }
+        Ok(Content::Pieces(pieces))
     }
 
     /// Bytes on their way to readers.
@@ -216,16 +268,14 @@ impl Cold {
         {
             return Ok(chunk);
         }
+        let wanted = if self.are_there_commits() { wanted.min(PIECE_BYTES).max(bytes) } else { wanted };
         let start = from / BLOCK * BLOCK;
         let end = (from + wanted).min(read.file_end.max(from + bytes)).next_multiple_of(BLOCK);
-        // Never closed, so it always gives.
-        let permit = self.reads.acquire_static_permit(1).await.ok();
         let file = self.segments.open(hold).await?;
-        let result = file.read(start, usize::try_from(end - start).unwrap_or(usize::MAX)).await?;
-        drop(permit);
-        meters.cold_file_bytes.add(result.len() as u64);
-        self.held.set(self.held.get() + result.len() as u64);
-        let chunk = Rc::new(Chunk { start, bytes: result, held: Rc::clone(&self.held) });
+        let content = self.content(&file, start, end - start).await?;
+        meters.cold_file_bytes.add(end - start);
+        self.held.set(self.held.get() + (end - start));
+        let chunk = Rc::new(Chunk { start, bytes: content, held: Rc::clone(&self.held) });
         self.chunks.borrow_mut().insert(read.segment, Rc::clone(&chunk));
         Ok(chunk)
     }
@@ -274,5 +324,44 @@ impl Hints {
         {
             self.positions.remove(&oldest);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn beside_commits_a_read_is_made_of_pieces_and_otherwise_of_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole: Vec<u8> = (0..(MIB + BLOCK) / 8).flat_map(u64::to_le_bytes).collect();
+        std::fs::write(folder.path().join("file"), &whole).unwrap();
+        let (done, read) = channel();
+        let options = crate::rt::Options::default();
+        let running = crate::rt::start(&options, vec![folder.path().to_owned()], move |_, folder| {
+            let done = done.clone();
+            async move {
+                super::super::file::probe(&folder).await.unwrap();
+                let file = File::open(&folder.join("file"), false).await.unwrap();
+                let cold = Cold::new(Rc::new(Segments::new(folder)));
+                let alone = cold.content(&file, 0, MIB + BLOCK).await.unwrap();
+                cold.commit_at(Instant::now());
+                let beside = cold.content(&file, 0, MIB + BLOCK).await.unwrap();
+                let short = cold.content(&file, BLOCK, PIECE_BYTES).await.unwrap();
+                cold.commit_at(Instant::now().checked_sub(COMMITS_FOR).unwrap());
+                let again = cold.content(&file, 0, MIB + BLOCK).await.unwrap();
+                let contents = [alone, beside, short, again].map(|content| match content {
+                    Content::Whole(bytes) => (1, bytes.to_vec()),
+                    Content::Pieces(bytes) => (2, bytes),
+                });
+                done.send(contents).unwrap();
+            }
+        });
+        running.unwrap().join().unwrap();
+        let [alone, beside, short, again] = read.recv().unwrap();
+        assert_eq!((alone.0, beside.0, short.0, again.0), (1, 2, 1, 1));
+        let [from, until] = [BLOCK, BLOCK + PIECE_BYTES].map(|at| usize::try_from(at).unwrap());
+        assert!(alone.1 == whole && beside.1 == whole && short.1 == whole[from..until] && again.1 == whole);
     }
 }

@@ -22,6 +22,7 @@ use corelog_wire::keys::TagFilter;
 use corelog_wire::message::{Answer, ListOffsetsAnswer, ListedRow};
 use std::future::Future;
 use std::rc::Rc;
+use std::time::Instant;
 
 impl ShardDisk {
     /// Performs and drains everything but answers and notes, which are the pump's.
@@ -100,6 +101,7 @@ impl Inner {
 
     fn commit(self: &Rc<Self>, commit: &Commit) {
         let at = commit.at;
+        self.cold.commit_at(Instant::now());
         let packed = self.journal.pack(commit, &self.arena).freeze();
         let direct = (!commit.direct.is_empty()).then(|| self.pack_direct(commit));
         let shared = direct.as_ref().map(|(memory, _)| -> Shared { Rc::<Frozen>::clone(memory) });

@@ -330,6 +330,13 @@ fn a_batch_larger_than_any_chunk_comes_back_whole() {
         bench.append(0, 0..20, bytes).await;
         bench.verify(0, 0, 20, 1 << 20, bytes).await;
         assert!(bench.disk().cold_reads > 0);
+        bench.handle.drain().await;
+    });
+    // The same without commits beside.
+    let config = ShardConfig { ring_bytes: 64 * MIB, ..self::config() };
+    run(folder.path(), config, move |bench| async move {
+        bench.lead(0, 2, 64 * MIB);
+        bench.verify(0, 0, 20, 1 << 20, bytes).await;
     });
 }
 
