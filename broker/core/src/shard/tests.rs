@@ -14,7 +14,7 @@ use corelog_wire::batch::{BatchFields, BatchLimits, BodyCheck, CheckedBatch, Sto
 use corelog_wire::error::ErrorCode;
 use corelog_wire::ids::{ProducerEpoch, ProducerId, Sequence, TopicId};
 use corelog_wire::keys::{TagFilter, bloom_of};
-use corelog_wire::message::{Acks, Answer, At, ListOffsetsRow};
+use corelog_wire::message::{self as wire, Acks, Answer, At, ListOffsetsRow};
 use corelog_wire::records::RecordsBuilder;
 use std::time::Duration;
 
@@ -542,6 +542,30 @@ fn who_waits_for_room_is_told_when_the_deadline_passes_and_nothing_was_appended(
     hands.step(Input::Tick);
     assert_eq!(hands.produced(requests[299]), Some((ErrorCode::Throttled, 0)));
     assert_eq!(hands.shard.describe(tp(0)).unwrap().log_end.get(), appended);
+}
+
+/// For callgrind, which counts the instructions of what it is told to: docs/performance.md has the command. `COST_REQUESTS`
+/// requests of `COST_RECORDS` records of `COST_BYTES` each, one after the other.
+#[test]
+#[ignore = "counts nothing by itself"]
+fn what_a_produce_costs() {
+    let setting = |name: &str, otherwise: u32| {
+        std::env::var(name).map_or(otherwise, |value| value.parse().expect("a number"))
+    };
+    let (requests, records) = (setting("COST_REQUESTS", 1_000), setting("COST_RECORDS", 1));
+    let value = vec![7; usize::try_from(setting("COST_BYTES", 100)).unwrap()];
+    let mut hands = Hands::new(ShardConfig { ring_bytes: 64 * MIB, disk_bytes_max: 4096 * MIB, ..small() });
+    hands.lead(0, settings(|_| ()));
+    let batch = batch_of(0, -1, -1, records, &value);
+    let rows = vec![wire::ProduceRow { tp: tp(0), first_byte: 0, bytes: batch.len().try_into().unwrap() }];
+    let header = wire::ProduceRequest { acks: Acks::All, deadline_ms: 1_000, rows }.encode();
+    for number in 0..requests {
+        assert!(wire::ProduceRequest::decode(&header).is_ok());
+        let request = hands.produce(0, batch.clone());
+        assert!(!hands.answers[&request].encode().is_empty());
+        let base = u64::from(number) * u64::from(records);
+        assert_eq!(hands.produced(request), Some((ErrorCode::None, base)));
+    }
 }
 
 mod hands;
