@@ -393,7 +393,7 @@ fn what_protected_groups_have_not_read_stays_at_the_budget_and_past_retention() 
 #[test]
 fn records_can_be_deleted_and_a_removed_partition_leaves_nothing() {
     let mut hands = Hands::new(small());
-    hands.lead(0, settings(|config| config.segment_bytes = 1 << 20));
+
     let value = vec![9; 50_000];
     for sequence in 0..100 {
         hands.produce(0, batch_of(0, 1, sequence, 1, &value));
@@ -545,7 +545,7 @@ fn who_waits_for_room_is_told_when_the_deadline_passes_and_nothing_was_appended(
 }
 
 /// For callgrind, which counts the instructions of what it is told to: docs/performance.md has the command. `COST_REQUESTS`
-/// requests of `COST_RECORDS` records of `COST_BYTES` each, one after the other.
+/// requests of `COST_RECORDS` records of `COST_BYTES` each, one after the other, into segments of `COST_SEGMENT_BYTES`.
 #[test]
 #[ignore = "counts nothing by itself"]
 fn what_a_produce_costs() {
@@ -555,7 +555,10 @@ fn what_a_produce_costs() {
     let (requests, records) = (setting("COST_REQUESTS", 1_000), setting("COST_RECORDS", 1));
     let value = vec![7; usize::try_from(setting("COST_BYTES", 100)).unwrap()];
     let mut hands = Hands::new(ShardConfig { ring_bytes: 64 * MIB, disk_bytes_max: 4096 * MIB, ..small() });
-    hands.lead(0, settings(|_| ()));
+    hands.lead(
+        0,
+        settings(|config| config.segment_bytes = u64::from(setting("COST_SEGMENT_BYTES", 128 << 20))),
+    );
     let batch = batch_of(0, -1, -1, records, &value);
     let rows = vec![wire::ProduceRow { tp: tp(0), first_byte: 0, bytes: batch.len().try_into().unwrap() }];
     let header = wire::ProduceRequest { acks: Acks::All, deadline_ms: 1_000, rows }.encode();
