@@ -21,7 +21,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1320px;ma
     th:first-child,td:first-child{text-align:left}.charts{display:grid;grid-template-columns:1fr 1fr;gap:1.5rem}\
     figure{margin:0}figcaption{font-weight:600}svg{width:100%;font:11px system-ui,sans-serif}.grid{stroke:#e4e4e4;fill:none}\
     .axis{fill:#555}.line{fill:none;stroke-width:2}.key{display:inline-block;width:1.2em;height:.8em;margin-right:.4em}\
-    .mark{color:#a40000}@media(max-width:900px){.charts{grid-template-columns:1fr}}";
+    .mark{color:#a40000;margin:.2rem 0}small{display:block;color:#777;white-space:nowrap}@media(max-width:900px){.charts{grid-template-columns:1fr}}";
 
 /// Nines of a percentile axis: 1/(1-q), so that each nine is as wide.
 const NINES: [(f64, &str); 6] =
@@ -81,7 +81,7 @@ fn table(out: &mut String, heading: &str, caption: &str, titles: &[&str], rows: 
     for row in rows {
         out.push_str("</tr><tr>");
         for cell in row {
-            _ = write!(out, "<td>{}</td>", escaped(cell));
+            _ = write!(out, "<td>{}</td>", small(&escaped(cell)));
         }
     }
     out.push_str("</tr></table>");
@@ -147,10 +147,21 @@ fn section(out: &mut String, report: &Report, workload: &Workload) {
     let answered = by_second(|second| Some(second.per_second));
     figure(out, "Throughput over time", &svg(seconds, rate, &answered));
     let p99 = by_second(|second| second.p99_ns.map(us));
-    figure(out, "99th percentile of each second", &svg(seconds, latency, &p99));
+    // No second of a few large requests has enough of them for one.
+    if p99.iter().any(|line| !line.points.is_empty()) {
+        figure(out, "99th percentile of each second", &svg(seconds, latency, &p99));
+    }
     let longest = by_second(|second| Some(us(second.max_ns)));
     figure(out, "Longest response of each second", &svg(seconds, latency, &longest));
     out.push_str("</div>");
+}
+
+/// A cell with its spread, if it has one, on a line of its own.
+fn small(cell: &str) -> String {
+    match cell.split_once(" [") {
+        Some((median, spread)) => format!("{median}<small>[{spread}</small>"),
+        None => cell.to_owned(),
+    }
 }
 
 fn figures<'a>(
@@ -169,7 +180,7 @@ fn figures<'a>(
     for (peer, runs) in groups {
         let each = |of: &dyn Fn(&RunResult) -> Option<f64>, digits: usize| {
             Spread::of(runs.iter().filter_map(|run| of(run)))
-                .map_or_else(|| "-".to_owned(), |spread| format!("{spread:.digits$}"))
+                .map_or_else(|| "-".to_owned(), |spread| small(&format!("{spread:.digits$}")))
         };
         let requests = |run: &RunResult| run.requests_per_second * run.audit.seconds;
         let cells = [

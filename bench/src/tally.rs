@@ -140,7 +140,7 @@ impl Tally {
     }
 
     /// When nothing is to be hoped for any more: that long after the last request and the last answer. What came too fast is
-    /// waited for as long as answers come, for [`DRAINS_MAX`] times that; the slowest are not to be left out of the figures.
+    /// waited for as long as answers come, for ten times that; the slowest are not to be left out of the figures.
     #[must_use]
     pub fn wait_until(&self) -> Duration {
         let longest = self.send_until() + self.plan.drain * DRAINS_MAX;
