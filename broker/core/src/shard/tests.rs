@@ -393,7 +393,7 @@ fn what_protected_groups_have_not_read_stays_at_the_budget_and_past_retention() 
 #[test]
 fn records_can_be_deleted_and_a_removed_partition_leaves_nothing() {
     let mut hands = Hands::new(small());
-
+    hands.lead(0, settings(|config| config.segment_bytes = 1 << 20));
     let value = vec![9; 50_000];
     for sequence in 0..100 {
         hands.produce(0, batch_of(0, 1, sequence, 1, &value));
