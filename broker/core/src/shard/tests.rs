@@ -544,11 +544,10 @@ fn who_waits_for_room_is_told_when_the_deadline_passes_and_nothing_was_appended(
     assert_eq!(hands.shard.describe(tp(0)).unwrap().log_end.get(), appended);
 }
 
-/// For callgrind, which counts the instructions of what it is told to: docs/performance.md has the command. `COST_REQUESTS`
+/// Also for callgrind, which counts the instructions of what it is told to: docs/performance.md has the command. `COST_REQUESTS`
 /// requests of `COST_RECORDS` records of `COST_BYTES` each, one after the other, into segments of `COST_SEGMENT_BYTES`.
 #[test]
-#[ignore = "counts nothing by itself"]
-fn what_a_produce_costs() {
+fn one_request_after_the_other_has_the_next_offset() {
     let setting = |name: &str, otherwise: u32| {
         std::env::var(name).map_or(otherwise, |value| value.parse().expect("a number"))
     };
