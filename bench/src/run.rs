@@ -27,7 +27,7 @@ use crate::peer::{Peer, Run, Session};
 use crate::pin::ThreadPlace;
 use crate::schedule::Random;
 use crate::tally::{Interval, Outcome};
-use crate::workload::{Durability, Load, Workload};
+use crate::workload::{Durability, Load, Readers, Workload};
 
 /// A run in which others had more than this of all processors is marked. A peer's durable writes end in workers of the
 /// kernel, which take up to an eighth and count as others.
@@ -202,6 +202,11 @@ pub struct RunResult {
 /// [`Error`] if it could not be run; a run that does not add up is a result with marks.
 pub fn once(workload: &Workload, repeat: u32, subject: &Subject, place: &Place) -> Result<RunResult> {
     let class = subject.peer().class(workload.topic.durability)?;
+    let Readers { cold, lagging, .. } = workload.readers;
+    if matches!(subject, Subject::Running(..)) && (cold || lagging > 0) {
+        let cold = "cold or lagging readers need a broker that is started here: leave --bootstrap out";
+        return Err(Error::Setup(cold.to_owned()));
+    }
     let device_4k = measure_device(place, crate::limits::BLOCK_BYTES, DEVICE_TIME)?;
     let before = alarm(place, device_4k.as_ref())?;
     let mut server = Server::of(subject)?;
@@ -322,10 +327,8 @@ impl<'a> Server<'a> {
 
     /// Stops it and starts it again, with nothing of its files in the system's page cache.
     fn chill(&mut self, session: &mut dyn Session) -> Result<()> {
-        let (Some(warm), Subject::Start(start)) = (self.broker.take(), self.subject) else {
-            let cold = "cold or lagging readers need a broker that is started here: leave --bootstrap out";
-            return Err(Error::Setup(cold.to_owned()));
-        };
+        // Whoever was not started here is refused before anything is sent.
+        let (Some(warm), Subject::Start(start)) = (self.broker.take(), self.subject) else { return Ok(()) };
         let cold = warm.restart(start)?;
         // Corelog reads past it.
         if self.subject.peer() != Peer::Corelog {
